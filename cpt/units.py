@@ -52,7 +52,7 @@ class Duration:
 
 def human(n: float) -> str:
     """1234567 -> '1.23M': three significant digits with a metric suffix."""
-    for power, suffix in ((12, "T"), (9, "B"), (6, "M"), (3, "k")):
+    for power, suffix in ((21, "Z"), (18, "E"), (15, "P"), (12, "T"), (9, "B"), (6, "M"), (3, "k")):
         if abs(n) >= 0.9995 * 10**power:
             return f"{n / 10**power:.3g}{suffix}"
     return f"{n:.3g}"

@@ -1,0 +1,289 @@
+"""The config of a run: what a recipe writes down, as frozen and validated dataclasses.
+
+A recipe (`configs/*.py`) builds the same sections as `ConfigDict`s with the helpers at the end of this file; every field can
+then be overridden by name on the command line. `load` turns what came out into a `RunSpec`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from cpt.data.preparing import SourceSpec
+from cpt.data.tokenizers._base import TokenizerSpec
+from cpt.errors import ConfigError, nearest
+from cpt.models.spec import ModelSpec
+from cpt.schedules.spec import LRSpec
+from cpt.sections import parse, section
+from cpt.units import Duration
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """One optimizer step: `sequences` rows of `length` tokens, in `accumulate` micro-batches.
+
+    `mask_documents` keeps attention inside each document of a packed row; Pythia and the papers let it cross.
+    """
+
+    sequences: int
+    length: int
+    accumulate: int = 1
+    mask_documents: bool = False
+
+    def __post_init__(self):
+        for name in ("sequences", "length", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"batch.{name}: {getattr(self, name)} is not at least 1")
+        if self.sequences % self.accumulate:
+            raise ConfigError(f"batch.accumulate: {self.accumulate} does not divide batch.sequences={self.sequences}")
+
+
+@dataclass(frozen=True)
+class ReplaySpec:
+    """Old data mixed into a new phase (2403.08763, section 4.2: "compute-equivalent replay").
+
+    Attributes:
+      of: the earlier phase whose data is replayed; None means no replay.
+      share: share of each batch's rows that is replayed, in [0, 1).
+      range: `seen` reads the rows that phase consumed; `unseen` goes on where its sources stopped; `reservoir` reads a
+        uniform sample of `reservoir` tokens of what was seen.
+      order: `original` keeps the order in which the phase consumed its rows (as the paper does); `shuffled` does not.
+      accounting: `fixed_total` displaces new tokens and keeps the compute; `fixed_new` adds replay on top of the phase's
+        budget of new tokens.
+      max_repeats: passes over the range that are allowed; needing more is an error, never a silent wrap-around.
+      reservoir: size of the reservoir in tokens.
+    """
+
+    of: str | None = None
+    share: float = 0.0
+    range: Literal["seen", "unseen", "reservoir"] = "seen"
+    order: Literal["original", "shuffled"] = "original"
+    accounting: Literal["fixed_total", "fixed_new"] = "fixed_total"
+    max_repeats: float = 1.0
+    reservoir: int | None = None
+
+    @property
+    def active(self) -> bool:
+        return self.of is not None and self.share > 0
+
+
+@dataclass(frozen=True)
+class MixerSpec:
+    """How the shares of a phase come about: `fixed` takes `mix` as it is; others may change it over the phase."""
+
+    kind: str = "fixed"
+    options: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GridSpec:
+    """When to evaluate, in steps since the start of a phase; its first and last step always count.
+
+    Attributes:
+      dense: every step up to this one (the stability gap lives in the first tens of steps).
+      geometric: 1, 2, 4, ... up to this step.
+      every: then at this interval.
+    """
+
+    dense: int = 0
+    geometric: int = 64
+    every: Duration = Duration(fraction=0.05)
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What happens to the optimizer state when the phase begins (2403.08763 resets it at each switch).
+
+    Attributes:
+      policy: `keep`; `reset` (all of it); `reset_moments` (moments, not the bias-correction count); `reset_count` (the count,
+        not the moments); `lr0_warm` (keep, and hold the learning rate at 0 for `steps` so that the moments adapt first).
+      steps: length of `lr0_warm`.
+    """
+
+    policy: Literal["keep", "reset", "reset_moments", "reset_count", "lr0_warm"] = "keep"
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class PhaseSpec:
+    """One phase: a token budget, what is read, how it is learned, how it is watched.
+
+    Attributes:
+      tokens: budget (rounded down to whole batches); give this or `steps`.
+      steps: budget in optimizer steps.
+      open_ended: the budget is expected to grow later, so durations in it may not be fractions.
+      mix: share of each named source among the new tokens; sums to 1.
+      mixer: how shares follow from `mix` over the phase.
+      replay: old data in this phase.
+      weights: objective weight per source (or `replay(<phase>)`); a source without one is weighted by its share.
+        The multiplier of a token is weight/share, normalised over the batch.
+      lr: learning-rate schedule of the phase.
+      optimizer: what happens to the optimizer state when the phase begins.
+      evaluate: when to evaluate.
+    """
+
+    tokens: int | None = None
+    steps: int | None = None
+    open_ended: bool = False
+    mix: Mapping[str, float] = field(default_factory=dict)
+    mixer: MixerSpec = MixerSpec()
+    replay: ReplaySpec = ReplaySpec()
+    weights: Mapping[str, float] = field(default_factory=dict)
+    lr: LRSpec = LRSpec()
+    optimizer: PolicySpec = PolicySpec()
+    evaluate: GridSpec = GridSpec()
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """AdamW with decoupled weight decay on matrices only, as GPT-NeoX does; clipping by global norm."""
+
+    kind: str = "adamw"
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float | None = 1.0
+
+
+@dataclass(frozen=True)
+class SetSpec:
+    """A named evaluation set: the first `sequences` rows of a source's validation split, the same at every evaluation."""
+
+    source: str
+    sequences: int = 64
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """Named sets and how many of their rows one forward pass takes."""
+
+    sets: Mapping[str, SetSpec] = field(default_factory=dict)
+    rows_per_pass: int = 16
+
+
+@dataclass(frozen=True)
+class CheckpointSpec:
+    """Anchors (phase edges, full) are always kept; `grid` saves parameters only; `rolling` saves all and keeps the newest."""
+
+    grid: Duration | None = None
+    rolling: Duration = Duration(fraction=0.1)
+    keep_rolling: int = 2
+
+
+@dataclass(frozen=True)
+class InitSpec:
+    """Where the weights of a new run come from; the run's own checkpoints always win over this."""
+
+    from_run: str | None = None
+    step: int | None = None
+    what: Literal["params", "params+opt"] = "params"
+
+
+@dataclass(frozen=True)
+class MeshSpec:
+    """Devices along the axes `data`, `fsdp`, `tensor`; 0 in one of them takes what is left."""
+
+    data: int = 1
+    fsdp: int = 0
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class GuardSpec:
+    """What to do when a step is not finite: skip its update, and stop after this many in a row."""
+
+    max_skipped: int = 5
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything a run is made of. `order` states the order of the phases; a `ConfigDict` has none."""
+
+    name: str
+    model: ModelSpec
+    batch: BatchSpec
+    sources: Mapping[str, SourceSpec]
+    order: tuple[str, ...]
+    phases: Mapping[str, PhaseSpec]
+    tokenizer: TokenizerSpec = TokenizerSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    checkpoints: CheckpointSpec = CheckpointSpec()
+    init: InitSpec = InitSpec()
+    guard: GuardSpec = GuardSpec()
+    mesh: MeshSpec = MeshSpec()
+    seed: int = 0
+    stores: str = "stores"
+    notice: str = ""
+
+    def __post_init__(self):
+        for name in self.order:
+            if name not in self.phases:
+                raise ConfigError(f"order: no phase '{name}'{nearest(name, self.phases)}  (phases: {', '.join(self.phases)})")
+        for name in self.phases:
+            if name not in self.order:
+                raise ConfigError(
+                    f"phases.{name}: no such phase in `order`{nearest(name, self.order)}  (order: {', '.join(self.order)})"
+                )
+        if len(set(self.order)) != len(self.order) or not self.order:
+            raise ConfigError(f"order: each phase once, at least one (got {self.order})")
+        for name, spec in self.evaluation.sets.items():
+            if spec.source not in self.sources:
+                raise ConfigError(
+                    f"evaluation.sets.{name}.source: no source '{spec.source}'{nearest(spec.source, self.sources)}"
+                    f"  (sources: {', '.join(self.sources)})"
+                )
+        if self.batch.length > self.model.context:
+            raise ConfigError(f"batch.length: {self.batch.length} exceeds model.context={self.model.context}")
+
+
+# What does not change a digit of a run, and so is not part of its identity.
+EXECUTION_FIELDS = ("mesh", "stores", "notice")
+
+
+def load(config: Mapping[str, Any], overridden: Mapping[str, Any] | None = None) -> RunSpec:
+    """The `RunSpec` of a recipe's `ConfigDict`.
+
+    Args:
+      config: what `get_config()` returned, with the command line's overrides applied.
+      overridden: the overridden fields by dotted path; a duration overridden in one unit drops its other units, so that
+        `--config.phases.a.lr.warmup.steps=5` is enough where the recipe said `fraction=0.01`.
+
+    Raises:
+      ConfigError: unknown field, wrong type, contradiction; the line names the field, the value and what is allowed.
+    """
+    raw = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    for path in overridden or {}:
+        *parents, unit = path.split(".")
+        node = raw
+        for name in parents:
+            node = node.get(name, {})
+        for other in ("tokens", "steps", "fraction"):
+            if unit in ("tokens", "steps", "fraction") and other != unit and ".".join([*parents, other]) not in overridden:
+                node.pop(other, None)
+    return parse(RunSpec, raw)
+
+
+# Helpers for recipes: `phase(tokens=..., mix={...}, lr=lr(peak=3e-4))`.
+duration = partial(section, Duration)
+model = partial(section, ModelSpec)
+batch = partial(section, BatchSpec)
+tokenizer = partial(section, TokenizerSpec)
+source = partial(section, SourceSpec)
+phase = partial(section, PhaseSpec)
+mixer = partial(section, MixerSpec)
+replay = partial(section, ReplaySpec)
+lr = partial(section, LRSpec)
+policy = partial(section, PolicySpec)
+grid = partial(section, GridSpec)
+optimizer = partial(section, OptimizerSpec)
+evaluation_set = partial(section, SetSpec)
+evaluation = partial(section, EvaluationSpec)
+checkpoints = partial(section, CheckpointSpec)
+init = partial(section, InitSpec)
+mesh = partial(section, MeshSpec)
+run = partial(section, RunSpec)

@@ -1,0 +1,1 @@
+"""Readers of raw text, one file each: an iterator of documents."""

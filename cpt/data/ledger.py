@@ -1,0 +1,91 @@
+"""The ledger: tokens and FLOPs of every source in every phase, planned and consumed. They must be equal, always.
+
+`planned` follows from the mix plan; `consumed` is counted on the device from the batches that were trained on. A difference
+means that the data is not what the plan says, so the run stops rather than report numbers about something else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cpt.data.mix import MixPlan
+from cpt.errors import RunError
+
+
+class Ledger:
+    """Counts of a run from `step` on; what was consumed before equals the plan, because it was checked then.
+
+    Args:
+      mix: the data plan.
+      flops_per_token: training FLOPs of one token.
+      step: the step the run starts or resumes at.
+    """
+
+    def __init__(self, mix: MixPlan, flops_per_token: float, step: int = 0):
+        self.mix, self.flops_per_token, self.step = mix, flops_per_token, step
+        self.consumed = [self._planned(p.index, step) for p in mix.plan.phases]
+
+    def add(self, step: int, tokens_K: np.ndarray) -> None:
+        """Count the tokens per column that update `step` trained on."""
+        phase = self.mix.plan.phase_at(step)
+        self.consumed[phase.index] += np.asarray(tokens_K[: len(phase.columns)], np.int64)
+        self.step = step + 1
+
+    def check(self) -> None:
+        """Raises RunError with phase, source and both numbers if consumed and planned tokens differ."""
+        for phase in self.mix.plan.phases:
+            planned = self._planned(phase.index, self.step)
+            for column, want, got in zip(phase.columns, planned, self.consumed[phase.index], strict=True):
+                if want != got:
+                    raise RunError(
+                        f"ledger: at step {self.step}, phase {phase.name}: {column.name} consumed {got:,} tokens, planned {want:,};"
+                        " the data is not what the plan says (was a store changed?)"
+                    )
+
+    def to_json(self) -> dict[str, Any]:
+        """What `ledger.json` holds; `tokens_planned` is for the whole phase, the other counts up to `step`."""
+        rows, exact = [], True
+        for phase in self.mix.plan.phases:
+            whole = self._planned(phase.index, phase.end)
+            so_far = self._planned(phase.index, self.step)
+            exact &= bool(np.array_equal(so_far, self.consumed[phase.index]))
+            for k, column in enumerate(phase.columns):
+                consumed = int(self.consumed[phase.index][k])
+                size = self.mix.range_size(phase, column) * self.mix.plan.spec.batch.length
+                rows.append(
+                    {
+                        "phase": phase.name,
+                        "source": column.name,
+                        "role": column.role,
+                        "tokens_planned": int(whole[k]),
+                        "tokens_consumed": consumed,
+                        "unique_tokens": min(consumed, size),
+                        "epochs": consumed / size if size else 0.0,
+                        "flops": consumed * self.flops_per_token,
+                    }
+                )
+        return {"exact": exact, "step": self.step, "phases": rows, "totals": _totals(rows)}
+
+    def _planned(self, index: int, step: int) -> np.ndarray:
+        """Tokens per column that the plan gives phase `index` before global step `step`."""
+        phase = self.mix.plan.phases[index]
+        inside = min(max(step - phase.first_step, 0), phase.steps)
+        return self.mix.counts(phase, inside).astype(np.int64) * self.mix.plan.spec.batch.length
+
+
+def _totals(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def total(key: str, role: str | None = None):
+        return sum(r[key] for r in rows if role in (None, r["role"]))
+
+    consumed = total("tokens_consumed")
+    return {
+        "tokens_planned": total("tokens_planned"),
+        "tokens_consumed": consumed,
+        "new_tokens": total("tokens_consumed", "new"),
+        "replay_tokens": total("tokens_consumed", "replay"),
+        "unique_replay_tokens": total("unique_tokens", "replay"),
+        "replay_share": total("tokens_consumed", "replay") / consumed if consumed else 0.0,
+        "flops": total("flops"),
+    }

@@ -1,0 +1,66 @@
+"""Batches by step, on Grain's random-access core; the state of the loader is the step.
+
+One element of the Grain data set is one batch, so order and content cannot depend on threads, workers or hosts, and a
+resumed run starts at its step in constant time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import grain
+import numpy as np
+
+from cpt.data.mix import MixPlan
+from cpt.data.store import TokenStore
+
+
+class Batches:
+    """Random access to the batches of a run: `self[step]`, this process's rows only.
+
+    Args:
+      mix: the data plan.
+      stores: training store of each source.
+      process, processes: this host's place; host h of H reads rows h*B/H .. (h+1)*B/H of each batch.
+      end_of_document: id that ends a document; given, `segments_BxL` numbers the documents of each row for masking.
+    """
+
+    def __init__(
+        self,
+        mix: MixPlan,
+        stores: Mapping[str, TokenStore],
+        process: int = 0,
+        processes: int = 1,
+        end_of_document: int | None = None,
+    ):
+        self.mix, self.stores, self.end_of_document = mix, dict(stores), end_of_document
+        per_host = mix.batch // processes
+        self.mine = slice(process * per_host, (process + 1) * per_host)
+        self.length = mix.plan.spec.batch.length
+
+    def __len__(self) -> int:
+        return self.mix.plan.total_steps
+
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        column_B, names, row_B = self.mix.batch_at(int(step))
+        column_B, names, row_B = column_B[self.mine], np.array(names[self.mine], object), row_B[self.mine]
+        window_BxM = np.empty((len(row_B), self.length + 1), np.int32)
+        for name in dict.fromkeys(names):
+            mine = names == name
+            window_BxM[mine] = self.stores[name].read_rows(row_B[mine], self.length)
+        batch = {
+            "tokens_BxL": window_BxM[:, :-1],
+            "targets_BxL": window_BxM[:, 1:],
+            "weights_BxL": np.ones((len(row_B), self.length), np.float32),
+            "source_B": column_B.astype(np.int32),
+        }
+        if self.end_of_document is not None:
+            ends_BxL = window_BxM[:, :-1] == self.end_of_document
+            batch["segments_BxL"] = (np.cumsum(ends_BxL, axis=1) - ends_BxL).astype(np.int32)
+        return batch
+
+
+def start_at(batches: Batches, step: int, prefetch: int = 4) -> Iterator[dict[str, np.ndarray]]:
+    """Iterate over the batches from `step` to the end of the plan, `prefetch` of them read ahead in threads."""
+    rest = grain.MapDataset.source(batches)[step:]
+    return iter(rest.to_iter_dataset(grain.ReadOptions(num_threads=min(prefetch, 2), prefetch_buffer_size=prefetch)))

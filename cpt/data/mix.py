@@ -1,0 +1,177 @@
+"""Which row of which source is row `b` of batch `t`: a pure function of the plan, the store sizes and the step.
+
+Three layers, each exact and each random-access:
+  1. `Allocation` turns the shares of a phase into whole rows per batch, never more than one row away from the shares' sum.
+  2. Every column (a source, or a replay) has a cursor: how many of its rows came before. It follows from the counts, so a
+     source goes on in a later phase where it stopped, on any machine, after any restart.
+  3. A cursor is mapped to a row: for a source by a keyed permutation per epoch, for replay by going back to the row that the
+     replayed phase read at that place of its stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+import numpy as np
+
+from cpt.data.allocation import Allocation
+from cpt.data.permutation import KeyedPermutation
+from cpt.errors import ConfigError, DataError
+from cpt.plan import Column, Phase, RunPlan
+
+
+class MixPlan:
+    """The data of a run, by step.
+
+    Args:
+      plan: the run.
+      rows: number of training rows in each source's store.
+      epochs: passes allowed over each source; 1.0 where not named.
+
+    Raises:
+      DataError: a source runs out before the plan ends.
+      ConfigError: a replay would repeat its range more often than `max_repeats`.
+    """
+
+    def __init__(self, plan: RunPlan, rows: Mapping[str, int], epochs: Mapping[str, float] | None = None):
+        self.plan, self.rows = plan, dict(rows)
+        self.batch = plan.spec.batch.sequences
+        self.allocations = [Allocation(_shares(p), batch=self.batch, steps=p.steps) for p in plan.phases]
+        self._cursor_at_phase: list[dict[str, int]] = []
+        cursor: dict[str, int] = dict.fromkeys(self.rows, 0)
+        for phase, allocation in zip(plan.phases, self.allocations, strict=True):
+            self._cursor_at_phase.append(dict(cursor))
+            for column, count in zip(phase.columns, allocation.counts_before(phase.steps), strict=True):
+                if column.source is not None:
+                    cursor[column.source] += int(count)
+        self.consumed = cursor
+        self._check_sources(epochs or {})
+        for phase in plan.phases:
+            self._check_replay(phase)
+
+    def batch_at(self, step: int) -> tuple[np.ndarray, list[str], np.ndarray]:
+        """The batch of update `step`.
+
+        Returns:
+          column_B: index of each row's column in the phase; names: the source each row lies in; row_B: its row there.
+        """
+        phase = self.plan.phase_at(step)
+        inside = step - phase.first_step
+        allocation = self.allocations[phase.index]
+        before, counts = allocation.counts_before(inside), allocation.counts_at(inside)
+        # Rows lie in the batch in a shuffled order, so that each host and micro-batch gets the same mixture.
+        slot_B = KeyedPermutation(self.batch, f"{self.plan.spec.seed}/batch/{step}")(np.arange(self.batch))
+        ends = np.cumsum(counts)
+        column_B = np.searchsorted(ends, slot_B, side="right")
+        place_B = before[column_B] + slot_B - (ends - counts)[column_B]
+        row_B, names = np.zeros(self.batch, np.int64), np.empty(self.batch, object)
+        for k, column in enumerate(phase.columns):
+            mine = np.flatnonzero(column_B == k)
+            if len(mine):
+                names[mine], row_B[mine] = self._rows_of(phase, column, place_B[mine])
+        return column_B, list(names), row_B
+
+    def counts(self, phase: Phase, step_in_phase: int) -> np.ndarray:
+        """Rows of each column consumed in `phase` before its step `step_in_phase`."""
+        return self.allocations[phase.index].counts_before(step_in_phase)
+
+    def range_size(self, phase: Phase, column: Column) -> int:
+        """Distinct rows that a column can read: the source's store, or the replayed range."""
+        if column.source is not None:
+            return self.rows[column.source]
+        seen = self._new_rows(self.plan.phases[self._index(column.of)])
+        replay = phase.spec.replay
+        if replay.range == "reservoir":
+            return min(seen, max(1, (replay.reservoir or 0) // self.plan.spec.batch.length))
+        return seen
+
+    def _rows_of(self, phase: Phase, column: Column, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Source names and rows for places in a column of a phase."""
+        seed = self.plan.spec.seed
+        if column.source is not None:
+            cursor = self._cursor_at_phase[phase.index][column.source] + place
+            row = _shuffled(self.rows[column.source], f"{seed}/source/{column.source}", cursor)
+            return np.full(len(place), column.source, object), row
+        replay, old = phase.spec.replay, self.plan.phases[self._index(column.of)]
+        size, key = self.range_size(phase, column), f"{seed}/replay/{phase.name}/{column.of}"
+        if replay.range == "reservoir":
+            # The first `size` places of a shuffle of everything seen are a uniform sample without replacement.
+            return self._stream(old, _permutation(self._new_rows(old), key)(place % size))
+        return self._stream(old, _shuffled(size, key, place) if replay.order == "shuffled" else place % size)
+
+    def _stream(self, phase: Phase, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows at these places of the new data of a phase, in the order in which the phase read it."""
+        allocation, is_new = self.allocations[phase.index], np.array([c.role == "new" for c in phase.columns])
+        names, rows = np.empty(len(place), object), np.zeros(len(place), np.int64)
+        for i, n in enumerate(place):
+            low, high = 0, phase.steps - 1  # the step whose batch holds new row n
+            while low < high:
+                middle = (low + high + 1) // 2
+                if allocation.counts_before(middle)[is_new].sum() <= n:
+                    low = middle
+                else:
+                    high = middle - 1
+            column_B, names_B, row_B = self._cached_batch(phase.first_step + low)
+            which = np.flatnonzero(is_new[column_B])[int(n - allocation.counts_before(low)[is_new].sum())]
+            names[i], rows[i] = names_B[which], row_B[which]
+        return names, rows
+
+    def _cached_batch(self, step: int) -> tuple[np.ndarray, list[str], np.ndarray]:
+        # Replay in the original order reads the same old batch many times in a row.
+        if getattr(self, "_last", (None,))[0] != step:
+            self._last = (step, self.batch_at(step))
+        return self._last[1]
+
+    def _index(self, name: str) -> int:
+        return next(p.index for p in self.plan.phases if p.name == name)
+
+    def _new_rows(self, phase: Phase) -> int:
+        counts = self.allocations[phase.index].counts_before(phase.steps)
+        return int(sum(c for c, column in zip(counts, phase.columns, strict=True) if column.role == "new"))
+
+    def _check_sources(self, epochs: Mapping[str, float]) -> None:
+        length = self.plan.spec.batch.length
+        for source, used in self.consumed.items():
+            allowed, size = epochs.get(source, 1.0), self.rows[source]
+            if used and used > allowed * size:
+                needed = used / size if size else float("inf")
+                raise DataError(
+                    f"sources.{source}: runs out: the plan reads {used * length:,} tokens of it, its store has "
+                    f"{size * length:,} ({needed:.3g} epochs, sources.{source}.epochs allows {allowed:g}); "
+                    f"lower the phase's tokens or allow epochs={np.ceil(needed * 100) / 100:g}"
+                )
+
+    def _check_replay(self, phase: Phase) -> None:
+        final = self.counts(phase, phase.steps)
+        for column, count in zip(phase.columns, final, strict=True):
+            if column.role != "replay" or column.source is not None:
+                continue
+            if phase.spec.replay.range == "reservoir" and not phase.spec.replay.reservoir:
+                raise ConfigError(f"phases.{phase.name}.replay.reservoir: give its size in tokens")
+            repeats, cap = count / self.range_size(phase, column), phase.spec.replay.max_repeats
+            if repeats > cap:
+                raise ConfigError(
+                    f"phases.{phase.name}.replay.max_repeats: the plan replays its range {repeats:.3g} times, {cap:g} allowed"
+                )
+
+
+def _shares(phase: Phase) -> np.ndarray:
+    """Shares [K] where they are constant over the phase, else [S, K]."""
+    if phase.spec.mixer.kind == "fixed":
+        return np.array(phase.shares(0))
+    return np.array([phase.shares(s) for s in range(phase.steps)])
+
+
+@lru_cache(maxsize=64)
+def _permutation(n: int, key: str) -> KeyedPermutation:
+    return KeyedPermutation(n, key)
+
+
+def _shuffled(size: int, key: str, cursor: np.ndarray) -> np.ndarray:
+    """Cursors into an endless stream of shuffled epochs -> row numbers; each epoch has its own order."""
+    epoch, place = np.divmod(cursor, size)
+    out = np.empty(len(cursor), np.int64)
+    for e in np.unique(epoch):
+        out[epoch == e] = _permutation(size, f"{key}/{e}")(place[epoch == e])
+    return out

@@ -1,0 +1,221 @@
+"""Opens the sources that a config names: stores as they are, corpora by preparing them on first use.
+
+What is prepared is kept in one folder, under a name that holds a hash of everything that decides its content, so it is
+used again as long as nothing changes and made anew when a file, a field or the tokenizer does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cpt.data.corpora._files import stamp
+from cpt.data.megatron import paths
+from cpt.data.store import TokenStore, read_manifest
+from cpt.data.tokenizers._base import Tokenizer, TokenizerSpec, load
+from cpt.data.tokenizing import chunked, locked, prepare
+from cpt.errors import ConfigError, DataError, nearest
+from cpt.registry import find
+
+__all__ = [
+    "Source",
+    "SourceSpec",
+    "chunked",
+    "corpus_identity",
+    "open_sources",
+    "prepare",
+    "prepare_command",
+    "read_corpus",
+]
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """Where the tokens of a source come from: a corpus (prepared on first use) or a store, exactly one of them.
+
+    Attributes:
+      corpus: a file of `cpt/data/corpora` (`text`, `jsonl`, ...), or `package.module:name`.
+      path: what the corpus reads: a file, a folder or a glob.
+      text_field: the field with the text, `meta.text` for one inside another.
+      store: a folder made by `python -m cpt.prepare`, or the prefix of a Megatron pair.
+      validation: share of the documents that is held out, in [0, 1); a store keeps the one it was made with.
+      max_chars: cut longer documents at line ends; a few long documents make a poor validation set.
+      epochs: how many passes over the source a run may make.
+    """
+
+    corpus: str | None = None
+    path: str | None = None
+    text_field: str = "text"
+    store: str | None = None
+    validation: float = 0.02
+    max_chars: int | None = None
+    epochs: float = 1.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened source; `validation` is `None` if nothing was held out."""
+
+    name: str
+    train: TokenStore
+    validation: TokenStore | None
+    epochs: float
+
+
+def open_sources(
+    sources: Mapping[str, SourceSpec], tokenizer: TokenizerSpec, root: Path, say: Say
+) -> tuple[dict[str, Source], Tokenizer | None]:
+    """Open every source and the tokenizer they share.
+
+    Args:
+      sources: by name.
+      tokenizer: what corpora are tokenised with. If every source is a store, the tokenizer is the one that made them.
+      root: folder that keeps what is prepared, in `<source>-<hash8>/` and `tokenizer-<hash8>.json`.
+      say: gets a line for every slow thing that is done.
+
+    Returns:
+      The opened sources by name, and their tokenizer (`None` for bare Megatron pairs if `tokenizer` names no file).
+
+    Raises:
+      ConfigError: no sources, or one with both or neither of `corpus` and `store`.
+      DataError: data missing, damaged, or made with different tokenizers.
+    """
+    if not sources:
+        raise ConfigError("sources: none; a run needs at least one")
+    for name, spec in sources.items():
+        if (spec.corpus is None) == (spec.store is None):
+            given = "neither" if spec.corpus is None else "both"
+            raise ConfigError(f"sources.{name}: give exactly one of corpus and store (got {given})")
+        if not spec.epochs > 0:
+            raise ConfigError(f"sources.{name}.epochs: {spec.epochs} is out of range (> 0)")
+    opened = {n: _open_store(n, s, tokenizer) for n, s in sources.items() if s.store is not None}
+    if len(opened) == len(sources):
+        shared = _tokenizer_of_stores(opened, tokenizer)
+    else:
+        shared = _tokenizer_of_corpora(tokenizer, sources, root, say)
+    for name, spec in sources.items():
+        if spec.corpus is not None:
+            opened[name] = _prepare_source(name, spec, shared, root, say)
+    _check_one_tokenizer(opened)
+    return {name: opened[name] for name in sources}, shared
+
+
+def read_corpus(spec: SourceSpec, where: str) -> Iterator[str]:
+    """The documents of `spec`'s corpus, cut to `max_chars`; `where` is the config field of its name, for errors."""
+    reader = find("cpt.data.corpora", spec.corpus, where)
+    return chunked(reader(spec.path, spec.text_field), spec.max_chars)
+
+
+def corpus_identity(spec: SourceSpec) -> dict[str, Any]:
+    """What decides the documents of `spec`'s corpus, the versions of its files included; JSON data."""
+    fields = {name: getattr(spec, name) for name in ("corpus", "path", "text_field", "max_chars")}
+    return {**fields, "files": _hash8(stamp(spec.path))}
+
+
+def prepare_command(spec: SourceSpec, tokenizer: str, out: str, eod_token: str | None = None) -> str:
+    """The `python -m cpt.prepare` command that makes the store `out` of `spec`'s corpus."""
+    flags = {"input": spec.path, "format": spec.corpus, "text_field": spec.text_field, "tokenizer": tokenizer}
+    flags |= {"out": out, "validation": f"{spec.validation:g}"}
+    flags |= {"max_chars": spec.max_chars, "eod_token": eod_token}
+    words = [f"--{k}={v}" for k, v in flags.items() if v is not None and (k, v) != ("text_field", "text")]
+    return shlex.join(["python", "-m", "cpt.prepare", *words])
+
+
+def _hash8(value: Any) -> str:
+    """Eight hex digits that name `value` (JSON data)."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=4).hexdigest()
+
+
+def _tokenizer_of_corpora(spec: TokenizerSpec, sources: Mapping[str, SourceSpec], root: Path, say: Say) -> Tokenizer:
+    """The tokenizer of `spec`; one that is trained is kept in `root` and found there the next time."""
+    build = find("cpt.data.tokenizers", spec.kind, "tokenizer.kind")
+    if spec.train_on is None:
+        return build(spec, None)
+    if spec.train_on not in sources:
+        offered = ", ".join(sources)
+        raise ConfigError(
+            f"tokenizer.train_on: no source '{spec.train_on}'{nearest(spec.train_on, sources)}  (there are: {offered})"
+        )
+    source = sources[spec.train_on]
+    if source.corpus is None:
+        raise ConfigError(f"tokenizer.train_on: sources.{spec.train_on} is a store; name a source that has a corpus")
+    file = root / f"tokenizer-{_hash8([dataclasses.asdict(spec), corpus_identity(source)])}.json"
+    if file.is_file():  # asked first without a lock, which a folder that one may only read would not give
+        return load(file, spec.eod_token)
+    with locked(file.with_suffix(".lock")):
+        if not file.is_file():
+            say(f"training the {spec.kind} tokenizer on {spec.train_on} -> {file}")
+            temporary = file.with_suffix(f".{os.getpid()}.tmp")
+            build(spec, partial(read_corpus, source, f"sources.{spec.train_on}.corpus")).save(temporary)
+            os.replace(temporary, file)
+    return load(file, spec.eod_token)
+
+
+def _prepare_source(name: str, spec: SourceSpec, tokenizer: Tokenizer, root: Path, say: Say) -> Source:
+    identity = corpus_identity(spec)
+    folder = root / f"{name}-{_hash8([identity, spec.validation, tokenizer.hash])}"
+    if not read_manifest(folder):
+        say(f"preparing {name}: {spec.corpus} {spec.path or ''}-> {folder}".replace("  ", " "))
+    documents = read_corpus(spec, f"sources.{name}.corpus")
+    manifest = prepare(documents, tokenizer, folder, spec.validation, identity)
+    validation = TokenStore.open(folder / "validation") if "validation" in manifest["splits"] else None
+    return Source(name, TokenStore.open(folder / "train"), validation, spec.epochs)
+
+
+def _open_store(name: str, spec: SourceSpec, tokenizer: TokenizerSpec) -> Source:
+    store = Path(spec.store).expanduser()
+    where = f"sources.{name}.store"
+    if store.is_dir():
+        splits = read_manifest(store).get("splits")
+        if not splits:
+            command = _command_for_missing(spec, tokenizer)
+            raise DataError(f"{where}: {store} holds no finished store; make it with `{command}`")
+        validation = TokenStore.open(store / "validation") if "validation" in splits else None
+        return Source(name, TokenStore.open(store / "train"), validation, spec.epochs)
+    prefix = store.with_suffix("") if store.suffix in (".bin", ".idx") else store
+    if not any(path.is_file() for path in paths(prefix)):
+        raise DataError(f"{where}: {store} does not exist; make it with `{_command_for_missing(spec, tokenizer)}`")
+    return Source(name, TokenStore.open(prefix), None, spec.epochs)
+
+
+def _command_for_missing(spec: SourceSpec, tokenizer: TokenizerSpec) -> str:
+    flag = {"file": tokenizer.path, "bpe": f"bpe:{tokenizer.vocab_size or 8192}"}.get(tokenizer.kind, tokenizer.kind)
+    is_text = spec.path is not None and ".jsonl" not in spec.path
+    given = dataclasses.replace(spec, path=spec.path or "corpus/*.jsonl", corpus="text" if is_text else "jsonl")
+    return prepare_command(given, flag or "tokenizer.json", spec.store or "", tokenizer.eod_token)
+
+
+def _tokenizer_of_stores(opened: Mapping[str, Source], spec: TokenizerSpec) -> Tokenizer | None:
+    for source in opened.values():
+        if source.train.manifest:
+            entry = source.train.manifest["tokenizer"]
+            folder = source.train.prefix.parent
+            tokenizer = load(folder, entry["eod_token"])
+            if tokenizer.hash != entry["hash"]:
+                raise DataError(f"{folder / 'tokenizer.json'}: not the tokenizer that made this store; put it back")
+            return tokenizer
+    given = spec.kind == "byte" or spec.path is not None
+    return find("cpt.data.tokenizers", spec.kind, "tokenizer.kind")(spec, None) if given else None
+
+
+def _check_one_tokenizer(opened: Mapping[str, Source]) -> None:
+    """Ids mean the same in every source; a bare Megatron pair does not say what made it, and is believed."""
+    hashes = {n: s.train.manifest["tokenizer"]["hash"] for n, s in opened.items() if s.train.manifest}
+    for name, value in hashes.items():
+        first, expected = next(iter(hashes.items()))
+        if value != expected:
+            raise DataError(
+                f"sources.{first} and sources.{name}: made with different tokenizers ({expected[:8]} and {value[:8]}); "
+                "prepare both with the same one"
+            )

@@ -1,0 +1,114 @@
+"""Loss of many fixed sets in one compiled program: the same rows in the same order at every evaluation.
+
+All sets are laid end to end, padded to whole passes, and kept on the devices; one call returns the nats of every row. Rows
+are summed per set on the host in float64, so a set's loss does not depend on what other sets there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from cpt.errors import DataError
+from cpt.models.base import Model
+from cpt.objectives.cross_entropy import automatic_rows, cross_entropy
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """Rows of one set.
+
+    Attributes:
+      name: what `eval.jsonl` calls it.
+      windows_RxM: int32 rows of length + 1 tokens; the last `length` of each are scored.
+      bytes_R: UTF-8 bytes of the scored text of each row; None where the tokenizer cannot say.
+    """
+
+    name: str
+    windows_RxM: np.ndarray
+    bytes_R: np.ndarray | None
+
+
+class SetLosses:
+    """Call it with parameters; it returns the nats per row as an array on the devices, to be read later by `rows`.
+
+    Args:
+      model: gives hidden states and output matrix.
+      sets: what to evaluate; all rows have the same length.
+      rows_per_pass: rows of one forward pass, rounded up to whole rows per device.
+      batch: sharding of a batch; its axes split the rows of a pass.
+    """
+
+    def __init__(self, model: Model, sets: list[EvalSet], rows_per_pass: int, batch: NamedSharding):
+        self.sets = sets
+        mesh, axes = batch.mesh, batch.spec[0]
+        devices = int(np.prod([mesh.shape[a] for a in axes]))
+        per_pass = -(-rows_per_pass // devices) * devices
+        windows_RxM = np.concatenate([s.windows_RxM for s in sets])
+        padding = -len(windows_RxM) % per_pass
+        windows_PxRxM = np.pad(windows_RxM, ((0, padding), (0, 0))).reshape(-1, per_pass, windows_RxM.shape[1])
+        spread = NamedSharding(mesh, PartitionSpec(None, axes))
+        self._windows = jax.make_array_from_callback(windows_PxRxM.shape, spread, lambda i: windows_PxRxM[i])
+        self._nats = jax.jit(_row_nats(model, devices), out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def __call__(self, params: Any) -> jax.Array:
+        """nats_PxR of every row, padding rows included; does not wait for the result."""
+        return self._nats(params, self._windows)
+
+    def rows(self, nats_PxR: np.ndarray) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """The columns of `eval.jsonl` and `eval_sequences.jsonl` that follow from the nats, one pair per set."""
+        nats_R, out, first = np.asarray(nats_PxR).reshape(-1), [], 0
+        for s in self.sets:
+            mine = nats_R[first : first + len(s.windows_RxM)]
+            first += len(s.windows_RxM)
+            scored, nats = s.windows_RxM[:, 1:].size, float(mine.astype(np.float64).sum())
+            n_bytes = None if s.bytes_R is None else int(s.bytes_R.sum())
+            row = {
+                "set": s.name,
+                "nats": nats,
+                "tokens_scored": scored,
+                "bytes": n_bytes,
+                "loss": nats / scored,
+                "bits_per_byte": nats / (np.log(2) * n_bytes) if n_bytes else None,
+            }
+            per_row = scored // len(mine)
+            out.append((row, {"set": s.name, "nats": [float(f"{x:.7g}") for x in mine], "tokens": [per_row] * len(mine)}))
+        return out
+
+
+def _row_nats(model: Model, devices: int) -> Callable[[Any, jax.Array], jax.Array]:
+    def nats(params: Any, windows_PxRxM: jax.Array) -> jax.Array:
+        def one_pass(windows_RxM: jax.Array) -> jax.Array:
+            tokens_RxL, targets_RxL = windows_RxM[:, :-1], windows_RxM[:, 1:]
+            chunk = automatic_rows(tokens_RxL.size, model.spec.vocab_size, devices)
+            return cross_entropy(model.apply(params, tokens_RxL), model.head(params), targets_RxL, chunk).sum(axis=1)
+
+        return jax.lax.map(one_pass, windows_PxRxM)
+
+    return nats
+
+
+def take_set(name: str, source: Any, sequences: int, length: int, token_bytes: np.ndarray | None) -> EvalSet:
+    """The first `sequences` rows of a source's validation split.
+
+    Args:
+      source: has `.validation`, a `TokenStore` or None.
+      token_bytes: bytes of each token id, or None.
+
+    Raises:
+      DataError: the source has no validation split, or one that is too short for a single row.
+    """
+    available = source.validation.rows(length) if source.validation is not None else 0
+    if not available:
+        raise DataError(
+            f"evaluation.sets.{name}: the validation split of source '{source.name}' holds no row of {length + 1} tokens; "
+            f"prepare it with a larger validation share"
+        )
+    windows_RxM = source.validation.read_rows(np.arange(min(sequences, available)), length)
+    return EvalSet(name, windows_RxM, None if token_bytes is None else token_bytes[windows_RxM[:, 1:]].sum(axis=1))
+

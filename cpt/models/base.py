@@ -1,0 +1,94 @@
+"""A model as the rest of the framework sees it: parameters are a nested dict of arrays, `apply` is a pure function.
+
+Architectures are written in Flax NNX, but no NNX object ever crosses `jax.jit`: its objects are split and merged while
+JAX traces, so a compiled step pays nothing for them (a call through `nnx.jit` costs the host 10 to 25 times as much).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+from flax import nnx
+
+from cpt.errors import ConfigError
+from cpt.models.spec import ModelSpec
+from cpt.registry import find
+
+Params = dict[str, Any]
+"""Nested dict[str, ...] of float32 arrays, e.g. params["layers"]["0"]["attention"]["qkv"]["kernel"]."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder without its parameters. Hashable, so it can be a static argument of `jax.jit`.
+
+    Attributes:
+      spec: its hyper-parameters.
+      family: `(spec, rngs) -> nnx.Module`; the module maps (tokens_BxL, segments_BxL) to hidden_BxLxD, holds the output
+        matrix as `head.kernel`, and gives every parameter a metadata field `axes`.
+    """
+
+    spec: ModelSpec
+    family: Callable[[ModelSpec, nnx.Rngs], nnx.Module]
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh float32 parameters. For a sharded model: `jax.jit(model.init, out_shardings=...)(key)`."""
+        return nnx.to_pure_dict(nnx.state(self.family(self.spec, nnx.Rngs(params=key)), nnx.Param))
+
+    def apply(self, params: Params, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None) -> jax.Array:
+        """Hidden states after the final norm, in the compute dtype.
+
+        Args:
+          params: as from `init`.
+          tokens_BxL: int ids in [0, vocab_size); any other id makes its row NaN.
+          segments_BxL: int document ids of packed rows; a token sees only earlier tokens of its own segment.
+
+        Returns:
+          hidden_BxLxD.
+
+        Raises:
+          ConfigError: the rows are longer than `spec.context`.
+        """
+        length = tokens_BxL.shape[1]
+        if length > self.spec.context:
+            raise ConfigError(
+                f"model.context: rows of {length} tokens do not fit in {self.spec.context}; raise model.context or "
+                "shorten the rows"
+            )
+        graphdef, abstract = self._skeleton
+        state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: the next line writes into it
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graphdef, state)(tokens_BxL, segments_BxL)
+
+    def head(self, params: Params) -> jax.Array:
+        """The output matrix [D, V], float32: `logits = hidden @ head`."""
+        return params["head"]["kernel"]
+
+    def logical_axes(self) -> dict[str, Any]:
+        """The tree of `init` with a tuple of logical names per parameter, one name or None per dimension.
+
+        Names: "vocab", "embed", "heads", "head_dim", "mlp". Tuples are leaves here: map over this tree with
+        `is_leaf=lambda x: isinstance(x, tuple)`, or with the tree of `abstract` first.
+        """
+        return nnx.to_pure_dict(self._skeleton[1], extract_fn=lambda variable: variable.get_metadata()["axes"])
+
+    def abstract(self) -> dict[str, Any]:
+        """The tree of `init` as `jax.ShapeDtypeStruct`s; allocates nothing."""
+        return nnx.to_pure_dict(self._skeleton[1])
+
+    @cached_property
+    def _skeleton(self) -> tuple[nnx.GraphDef, nnx.State]:
+        return nnx.split(nnx.eval_shape(lambda: self.family(self.spec, nnx.Rngs(params=jax.random.key(0)))), nnx.Param)
+
+
+def build(spec: ModelSpec) -> Model:
+    """The model that `spec` describes: its family is the class of that name in the file of that name.
+
+    Raises:
+      ConfigError: there is no such family.
+    """
+    return Model(spec, find("cpt.models", spec.family, "model.family"))

@@ -1,0 +1,148 @@
+"""GPT-NeoX, the architecture of Pythia: rotary positions on a share of each head, parallel residual, untied head.
+
+Black et al. 2022 (arXiv 2204.06745); Biderman et al. 2023 (arXiv 2304.01373). Every parameter carries the logical names
+of its dimensions in the metadata field `axes`, next to its shape, so that sharding rules need no second list.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cpt.models.attention import attend, rotary_table, rotate
+from cpt.models.spec import ModelSpec
+
+Axes = Sequence[str | None]
+
+
+def _normal(rngs: nnx.Rngs, shape: Sequence[int], axes: Axes, std: float) -> nnx.Param:
+    return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32), axes=tuple(axes))
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm over the last axis with scale and bias, in float32, returned in the compute dtype."""
+
+    def __init__(self, spec: ModelSpec):
+        self.eps, self.dtype = spec.norm_eps, jnp.dtype(spec.compute_dtype)
+        self.scale = nnx.Param(jnp.ones(spec.width, jnp.float32), axes=("embed",))
+        self.bias = nnx.Param(jnp.zeros(spec.width, jnp.float32), axes=("embed",))
+
+    def __call__(self, x_NxD: jax.Array) -> jax.Array:
+        x_NxD = x_NxD.astype(jnp.float32)
+        centred = x_NxD - x_NxD.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(variance + self.eps)
+        return (normed * self.scale[...] + self.bias[...]).astype(self.dtype)
+
+
+class Linear(nnx.Module):
+    """`x W + b` on rows [N, inputs]; the kernel keeps its heads as dimensions of their own so that they can be sharded.
+
+    Rows are flat because with [B, L, d] the weight gradient contracts two dimensions, for which XLA on CPU first makes
+    transposed copies of both operands.
+    """
+
+    def __init__(self, rngs: nnx.Rngs, shape: Sequence[int], axes: Axes, std: float, dtype: str, inputs: int = 1):
+        """`shape` and `axes` describe the kernel; its first `inputs` dimensions are summed over."""
+        self.outputs, self.dtype = tuple(shape[inputs:]), jnp.dtype(dtype)
+        self.kernel = _normal(rngs, shape, axes, std)
+        self.bias = nnx.Param(jnp.zeros(self.outputs, jnp.float32), axes=tuple(axes[inputs:]))
+
+    def __call__(self, x_NxI: jax.Array) -> jax.Array:
+        kernel = self.kernel[...].astype(self.dtype).reshape(x_NxI.shape[1], *self.outputs)
+        return jnp.tensordot(x_NxI, kernel, axes=1) + self.bias[...].astype(self.dtype)
+
+
+class Attention(nnx.Module):
+    """Multi-head causal self-attention with one fused projection for queries, keys and values."""
+
+    def __init__(self, rngs: nnx.Rngs, spec: ModelSpec, std_in: float, std_out: float):
+        d, heads, head_dim, dtype = spec.width, spec.heads, spec.head_dim, spec.compute_dtype
+        self.qkv = Linear(rngs, (d, 3, heads, head_dim), ("embed", None, "heads", "head_dim"), std_in, dtype)
+        self.out = Linear(rngs, (heads, head_dim, d), ("heads", "head_dim", "embed"), std_out, dtype, inputs=2)
+
+    def __call__(self, x_NxD: jax.Array, rotary: tuple, batch: int, segments_BxL: jax.Array | None) -> jax.Array:
+        qkv_Nx3xHxK = self.qkv(x_NxD)
+        qkv_BxLx3xHxK = qkv_Nx3xHxK.reshape(batch, -1, *qkv_Nx3xHxK.shape[1:])
+        q, k, v = qkv_BxLx3xHxK.transpose(2, 0, 3, 1, 4)
+        mixed_BxHxLxK = attend(rotate(q, *rotary), rotate(k, *rotary), v, segments_BxL)
+        return self.out(mixed_BxHxLxK.transpose(0, 2, 1, 3).reshape(x_NxD.shape))
+
+
+class MLP(nnx.Module):
+    """`gelu(x W_up) W_down`."""
+
+    def __init__(self, rngs: nnx.Rngs, spec: ModelSpec, std_in: float, std_out: float):
+        self.tanh = spec.gelu == "tanh"
+        self.up = Linear(rngs, (spec.width, spec.ff_dim), ("embed", "mlp"), std_in, spec.compute_dtype)
+        self.down = Linear(rngs, (spec.ff_dim, spec.width), ("mlp", "embed"), std_out, spec.compute_dtype)
+
+    def __call__(self, x_NxD: jax.Array) -> jax.Array:
+        return self.down(jax.nn.gelu(self.up(x_NxD), approximate=self.tanh))
+
+
+class Block(nnx.Module):
+    """Attention and MLP around the residual stream, each with its own norm."""
+
+    def __init__(self, rngs: nnx.Rngs, spec: ModelSpec, std_in: float, std_out: float):
+        self.parallel = spec.parallel_residual
+        self.ln_attn, self.ln_mlp = LayerNorm(spec), LayerNorm(spec)
+        self.attention = Attention(rngs, spec, std_in, std_out)
+        self.mlp = MLP(rngs, spec, std_in, std_out)
+
+    def __call__(self, x_NxD: jax.Array, rotary: tuple, batch: int, segments_BxL: jax.Array | None) -> jax.Array:
+        attended = self.attention(self.ln_attn(x_NxD), rotary, batch, segments_BxL)
+        if self.parallel:
+            return x_NxD + attended + self.mlp(self.ln_mlp(x_NxD))
+        x_NxD = x_NxD + attended
+        return x_NxD + self.mlp(self.ln_mlp(x_NxD))
+
+
+class Embed(nnx.Module):
+    """Token embedding [V, d]."""
+
+    def __init__(self, rngs: nnx.Rngs, spec: ModelSpec, std: float):
+        self.dtype = jnp.dtype(spec.compute_dtype)
+        self.embedding = _normal(rngs, (spec.vocab_size, spec.width), ("vocab", "embed"), std)
+
+    def __call__(self, tokens_N: jax.Array) -> jax.Array:
+        # "fill" turns an id beyond the vocabulary into NaN; the default of indexing would read the last row in silence.
+        return jnp.take(self.embedding[...], tokens_N, axis=0, mode="fill").astype(self.dtype)
+
+
+class Head(nnx.Module):
+    """Output matrix [d, V]; it holds the parameter only, the objective multiplies by it in chunks."""
+
+    def __init__(self, rngs: nnx.Rngs, spec: ModelSpec, std: float):
+        self.kernel = _normal(rngs, (spec.width, spec.vocab_size), ("embed", "vocab"), std)
+
+
+class gpt_neox(nnx.Module):  # noqa: N801 - the registry finds a method by the name of its file
+    """The whole decoder: tokens [B, L] to hidden states [B, L, d] after the final norm."""
+
+    def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
+        std_in = spec.init_std or math.sqrt(2 / (5 * spec.width))
+        std_out = spec.init_std or 2 / (spec.layers * math.sqrt(spec.width))
+        self.spec = spec
+        self.embed = Embed(rngs, spec, std_in)
+        # Keys are strings: a pure dict with integer keys does not survive a checkpoint as it was.
+        self.layers = nnx.Dict({str(i): Block(rngs, spec, std_in, std_out) for i in range(spec.layers)})
+        self.ln_final = LayerNorm(spec)
+        self.head = Head(rngs, spec, std_in)
+
+    def __call__(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None) -> jax.Array:
+        batch, length = tokens_BxL.shape
+        rotary = rotary_table(length, self.spec.rotary_dim, self.spec.rotary_base)
+        x_NxD = self.embed(tokens_BxL.reshape(-1))
+
+        def run(block: Block, x_NxD: jax.Array) -> jax.Array:
+            return block(x_NxD, rotary, batch, segments_BxL)
+
+        run = nnx.remat(run) if self.spec.remat == "full" else run
+        for i in range(self.spec.layers):
+            x_NxD = run(self.layers[str(i)], x_NxD)
+        return self.ln_final(x_NxD).reshape(batch, length, -1)

@@ -1,0 +1,322 @@
+"""The RunPlan: an ordered list of phases, resolved once. Everything else is a pure function of (plan, step).
+
+A step is an optimizer update; step `t` is the state after `t` updates and update `t` (0-based) is what leads from `t` to
+`t + 1`. Learning rate, mix, evaluation and checkpoints are asked of the plan by step, so a run's whole mutable state is
+`params`, `opt_state` and one integer, and nothing is restored that can be computed.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from cpt import registry
+from cpt.config import EXECUTION_FIELDS, PhaseSpec, RunSpec
+from cpt.errors import ConfigError, nearest
+from cpt.schedules.composer import Schedule, compose
+from cpt.schedules.spec import Span
+from cpt.sections import to_dict
+
+
+@dataclass(frozen=True)
+class Column:
+    """One origin of a phase's rows: a source, or the replay of an earlier phase.
+
+    Attributes:
+      name: what logs and ledger call it: the source's name, or `replay(<phase>)`.
+      role: "new" or "replay".
+      source: the source it reads on in; None where it re-reads the recorded stream of the phase `of`.
+      of: the phase that is replayed; None for new data.
+      part: this column's part of the phase's replay share (1 unless a mixture of unseen data is replayed).
+    """
+
+    name: str
+    role: str
+    source: str | None
+    of: str | None = None
+    part: float = 1.0
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where a run stands at a step."""
+
+    step: int
+    phase: str
+    step_in_phase: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase with every duration resolved to steps.
+
+    Attributes:
+      first_step, steps: the updates `first_step .. first_step + steps - 1` belong to it.
+      first_token: tokens trained on before it.
+      tokens_per_step: rows times length of a batch.
+      columns: where its rows come from, in a stated order.
+      schedule: learning rate by step in the phase.
+      eval_steps: sorted steps in the phase, 0 and `steps` included.
+      rolling, grid: checkpoint intervals in steps (0: none).
+    """
+
+    name: str
+    index: int
+    spec: PhaseSpec
+    first_step: int
+    steps: int
+    first_token: int
+    tokens_per_step: int
+    columns: tuple[Column, ...]
+    schedule: Schedule
+    eval_steps: tuple[int, ...]
+    rolling: int
+    grid: int
+    sources: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def end(self) -> int:
+        return self.first_step + self.steps
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.tokens_per_step
+
+    @cached_property
+    def _mixer(self):
+        return registry.find("cpt.data.mixers", self.spec.mixer.kind, f"phases.{self.name}.mixer.kind")
+
+    def shares(self, step: int) -> tuple[float, ...]:
+        """Share of each column in the batch of `step` (in the phase); sums to 1."""
+        mix = self._mixer(self, self.sources, step)
+        total = sum(mix.values())
+        if abs(total - 1) > 1e-6 or min(mix.values()) < 0:
+            raise ConfigError(f"phases.{self.name}.mix: shares sum to {total:g} at step {step}, not 1 ({dict(mix)})")
+        replay = self.spec.replay.share if self.spec.replay.active else 0.0
+        return tuple((1 - replay) * mix.get(c.source, 0.0) if c.role == "new" else replay * c.part for c in self.columns)
+
+    def multipliers(self, step: int) -> tuple[float, ...]:
+        """Loss multiplier of a token of each column, weight / share; exactly 1.0 where no weight is set."""
+        shares = self.shares(step)
+        weights = self.spec.weights
+        return tuple(
+            1.0 if c.name not in weights or q == 0 else weights[c.name] / q
+            for c, q in zip(self.columns, shares, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The frozen list of phases and what follows from it."""
+
+    spec: RunSpec
+    phases: tuple[Phase, ...]
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def total_steps(self) -> int:
+        return self.phases[-1].end
+
+    @property
+    def total_tokens(self) -> int:
+        return self.phases[-1].first_token + self.phases[-1].tokens
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return [p.end for p in self.phases]
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase that update `step` belongs to; the last phase from its end on."""
+        return self.phases[min(bisect.bisect_right(self._ends, step), len(self.phases) - 1)]
+
+    def clock(self, step: int) -> Clock:
+        phase = self.phase_at(step)
+        inside = step - phase.first_step
+        return Clock(step, phase.name, inside, phase.first_token + inside * phase.tokens_per_step)
+
+    def lr(self, step: int) -> float:
+        """Learning rate of update `step`."""
+        phase = self.phase_at(step)
+        inside = step - phase.first_step
+        if phase.spec.optimizer.policy == "lr0_warm" and inside < phase.spec.optimizer.steps:
+            return 0.0
+        return float(phase.schedule(inside))
+
+    def evaluates_at(self, step: int) -> bool:
+        phase = self.phase_at(step)
+        return step - phase.first_step in set(phase.eval_steps)
+
+    def checkpoints_at(self, step: int) -> tuple[str, ...]:
+        """Kinds of checkpoint saved at `step`: an anchor at a phase's end, else grid and rolling by their intervals."""
+        if step in self._ends:
+            return ("anchor",)
+        phase = self.phase_at(step)
+        inside = step - phase.first_step
+        return tuple(
+            kind
+            for kind, every in (("grid", phase.grid), ("rolling", phase.rolling))
+            if every and inside and inside % every == 0
+        )
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 of the canonical JSON of everything that changes a digit of the run."""
+        identity = {k: v for k, v in to_dict(self.spec).items() if k not in EXECUTION_FIELDS}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """What `plan.json` holds: the resolved phases for readers, and `spec` to build the plan again."""
+        return {
+            "name": self.name,
+            "hash": self.hash,
+            "seed": self.spec.seed,
+            "total_steps": self.total_steps,
+            "total_tokens": self.total_tokens,
+            "phases": [_phase_json(p) for p in self.phases],
+            "sets": {
+                name: {"source": s.source, "tags": list(s.tags), "learned_in": self.learned_in(s.source)}
+                for name, s in self.spec.evaluation.sets.items()
+            },
+            "spec": to_dict(self.spec),
+        }
+
+    def learned_in(self, source: str) -> str | None:
+        """The first phase that reads `source` as new data."""
+        return next((p.name for p in self.phases if any(c.role == "new" and c.source == source for c in p.columns)), None)
+
+
+def resolve(spec: RunSpec) -> RunPlan:
+    """The plan of a config: every duration in steps, every name checked.
+
+    Raises:
+      ConfigError: a phase with no tokens, shares that do not sum to 1, replay of a phase that is not earlier, a
+        schedule that does not fit its phase, a fraction in an open-ended phase.
+    """
+    phases: list[Phase] = []
+    for name in spec.order:
+        phases.append(_resolve_phase(spec, name, phases))
+    return RunPlan(spec, tuple(phases))
+
+
+def _resolve_phase(spec: RunSpec, name: str, before: list[Phase]) -> Phase:
+    phase, where = spec.phases[name], f"phases.{name}"
+    tokens_per_step = spec.batch.sequences * spec.batch.length
+    columns = _columns(spec, name, before)
+    steps = _phase_steps(phase, tokens_per_step, where)
+    span = Span(steps, tokens_per_step, phase.open_ended)
+    start = before[-1].schedule.end if before else 0.0
+    build = registry.find("cpt.schedules.library", phase.lr.kind, f"{where}.lr.kind")
+    schedule = compose(build(phase.lr, span, start, f"{where}.lr"), start, f"{where}.lr")
+    if schedule.steps != steps:
+        raise ConfigError(f"{where}.lr: its segments last {schedule.steps} steps, the phase {steps}")
+    grid, every = spec.checkpoints.grid, phase.evaluate.every
+    resolved = Phase(
+        name=name,
+        index=len(before),
+        spec=phase,
+        first_step=before[-1].end if before else 0,
+        steps=steps,
+        first_token=before[-1].first_token + before[-1].tokens if before else 0,
+        tokens_per_step=tokens_per_step,
+        columns=columns,
+        schedule=schedule,
+        eval_steps=_eval_steps(phase, steps, span.duration(every, f"{where}.evaluate.every")),
+        rolling=span.duration(spec.checkpoints.rolling, "checkpoints.rolling"),
+        grid=span.duration(grid, "checkpoints.grid") if grid else 0,
+        sources=spec.sources,
+    )
+    resolved.shares(0)
+    for key, weight in phase.weights.items():
+        if key not in [c.name for c in columns]:
+            raise ConfigError(
+                f"{where}.weights.{key}: nothing of that name is read in this phase"
+                f"{nearest(key, [c.name for c in columns])}  (read: {', '.join(c.name for c in columns)})"
+            )
+        if weight < 0:
+            raise ConfigError(f"{where}.weights.{key}: {weight} is negative")
+    return resolved
+
+
+def _phase_steps(phase: PhaseSpec, tokens_per_step: int, where: str) -> int:
+    if (phase.tokens is None) == (phase.steps is None):
+        raise ConfigError(f"{where}: give exactly one of tokens and steps (got {phase.tokens} and {phase.steps})")
+    if phase.steps is not None:
+        steps = phase.steps
+    else:
+        budget = float(phase.tokens)
+        if phase.replay.active and phase.replay.accounting == "fixed_new":
+            budget /= 1 - phase.replay.share
+        steps = math.floor(budget / tokens_per_step + 1e-9)
+    if steps < 1:
+        raise ConfigError(f"{where}: no tokens: the budget is smaller than one batch of {tokens_per_step:,} tokens")
+    return steps
+
+
+def _columns(spec: RunSpec, name: str, before: list[Phase]) -> tuple[Column, ...]:
+    phase, where = spec.phases[name], f"phases.{name}"
+    if not phase.mix:
+        raise ConfigError(f"{where}.mix: empty; name at least one source  (sources: {', '.join(spec.sources)})")
+    for source in phase.mix:
+        if source not in spec.sources:
+            raise ConfigError(
+                f"{where}.mix.{source}: no such source{nearest(source, spec.sources)}  (sources: {', '.join(spec.sources)})"
+            )
+    new = tuple(Column(s, "new", s) for s in sorted(phase.mix))
+    replay = phase.replay
+    if not 0 <= replay.share < 1:
+        raise ConfigError(f"{where}.replay.share: {replay.share} is not in [0, 1)")
+    if replay.share > 0 and replay.of is None:
+        raise ConfigError(f"{where}.replay.of: name the earlier phase to replay  (earlier: {[p.name for p in before]})")
+    if not replay.active:
+        return new
+    earlier = {p.name: p for p in before}
+    if replay.of not in earlier:
+        raise ConfigError(
+            f"{where}.replay.of: '{replay.of}' is not an earlier phase{nearest(replay.of, earlier)}"
+            f"  (earlier: {', '.join(earlier) or 'none'})"
+        )
+    if replay.range != "unseen":
+        return (*new, Column(f"replay({replay.of})", "replay", None, replay.of))
+    old = {s: q for s, q in earlier[replay.of].spec.mix.items() if q > 0}
+    if both := set(old) & set(phase.mix):
+        raise ConfigError(f"{where}.replay.range: 'unseen' would read {sorted(both)} twice over; it is in `mix` already")
+    label = f"replay({replay.of})"
+    names = {s: label if len(old) == 1 else f"{label}/{s}" for s in sorted(old)}
+    return (*new, *(Column(names[s], "replay", s, replay.of, old[s] / sum(old.values())) for s in names))
+
+
+def _eval_steps(phase: PhaseSpec, steps: int, every: int) -> tuple[int, ...]:
+    grid = phase.evaluate
+    wanted = {0, steps, *range(min(grid.dense, steps) + 1)}
+    if grid.geometric:
+        wanted |= {2**i for i in range(grid.geometric.bit_length()) if 2**i <= grid.geometric}
+    if every:
+        wanted |= set(range(0, steps, every))
+    return tuple(sorted(s for s in wanted if s <= steps))
+
+
+def _phase_json(phase: Phase) -> dict[str, Any]:
+    replay = phase.spec.replay
+    return {
+        "name": phase.name,
+        "first_step": phase.first_step,
+        "steps": phase.steps,
+        "tokens": phase.tokens,
+        "first_token": phase.first_token,
+        "tokens_per_step": phase.tokens_per_step,
+        "mix": {c.name: q for c, q in zip(phase.columns, phase.shares(0), strict=True)},
+        "replay": to_dict(replay) if replay.active else None,
+        "lr": phase.schedule.describe(),
+        "optimizer": phase.spec.optimizer.policy if phase.index else "fresh",
+        "evaluations": len(phase.eval_steps),
+    }

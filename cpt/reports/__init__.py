@@ -1,0 +1,1 @@
+"""Tables, figures and the one self-contained page of a run."""

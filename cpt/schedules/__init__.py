@@ -1,0 +1,1 @@
+"""Learning-rate schedules: pure functions of the step, composed of segments and bound to the phases of a plan."""

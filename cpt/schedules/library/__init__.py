@@ -1,0 +1,1 @@
+"""Named schedules, one file each: `build(spec, span, start) -> list of segments`."""

@@ -1,0 +1,1 @@
+"""State, step, loop, checkpoints, sharding: the part that touches the accelerator."""

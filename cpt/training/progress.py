@@ -1,0 +1,76 @@
+"""What a person sees while a run trains: one bar per phase on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from cpt.plan import RunPlan
+from cpt.units import compact, human
+
+
+class TrainingProgress:
+    """Bars with loss, learning rate, tokens per second, the change of each old set, and the time left.
+
+    Args:
+      plan: for phases and totals.
+      console: where to draw; without a terminal a line is printed about every `line_every_s` seconds.
+    """
+
+    def __init__(self, plan: RunPlan, console: Console, line_every_s: float = 20.0):
+        self.plan, self.console, self.line_every_s = plan, console, line_every_s
+        self.live = console.is_terminal
+        self.bars = Progress(
+            TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+        self._tasks: dict[str, Any] = {}
+        self._last_line = time.monotonic()
+        self._reference: dict[str, float] = {}
+        self._change: dict[str, tuple[float, float]] = {}
+
+    def __enter__(self) -> TrainingProgress:
+        if self.live:
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.live:
+            self.bars.stop()
+
+    def evaluated(self, step: int, row: dict[str, Any]) -> None:
+        """Note an evaluation; at the start of a phase it becomes the level that changes are shown against."""
+        phase, name = self.plan.phase_at(step), row["set"]
+        if step == phase.first_step or name not in self._reference:
+            self._reference[name], self._change[name] = row["loss"], (0.0, 0.0)
+            return
+        change = row["loss"] - self._reference[name]
+        self._change[name] = (change, max(change, self._change[name][1]))
+
+    def trained(self, row: dict[str, Any], seconds_left: float | None) -> None:
+        """Draw the state after the update of `row` (a row of metrics.jsonl)."""
+        phase = self.plan.phase_at(row["step"] - 1)
+        note = f"loss {row['loss']:.3f}  lr {compact(row['lr'])}  {human(row['tokens_per_second'])} tok/s{self._gap(phase)}"
+        if seconds_left is not None:
+            note += f"  eta {int(seconds_left) // 60}:{int(seconds_left) % 60:02d}"
+        done = row["step"] - phase.first_step
+        if self.live:
+            if phase.name not in self._tasks:
+                width = max(len(p.name) for p in self.plan.phases)
+                self._tasks[phase.name] = self.bars.add_task(phase.name.ljust(width), total=phase.steps, note="")
+            self.bars.update(self._tasks[phase.name], completed=done, note=note)
+        elif time.monotonic() - self._last_line > self.line_every_s or done == phase.steps:
+            self._last_line = time.monotonic()
+            self.console.print(f"{phase.name} {done}/{phase.steps}  {note}", highlight=False, soft_wrap=True)
+
+    def _gap(self, phase: Any) -> str:
+        """`  pile +0.31 (peak +0.44)` for the sets whose source was learned in an earlier phase."""
+        old = []
+        for name, spec in self.plan.spec.evaluation.sets.items():
+            learned = self.plan.learned_in(spec.source)
+            if name in self._change and phase.index and learned and learned != phase.name:
+                old.append(f"  {name} {self._change[name][0]:+.2f} (peak {self._change[name][1]:+.2f})")
+        return "".join(old)

@@ -1,0 +1,146 @@
+"""What the loop leaves on disk: metrics, evaluations, ledger; fetched from the devices one update late.
+
+While update `t` runs, the results of update `t - 1` are fetched and written, so the host never makes the devices wait. The
+files only ever hold rows that belong to one history: a resumed run cuts them back to its step first.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from cpt.data.ledger import Ledger
+from cpt.errors import RunError
+from cpt.evaluators.losses import SetLosses
+from cpt.evaluators.rows import write_atomic
+from cpt.plan import RunPlan
+from cpt.training.logs import JsonLines, cut
+from cpt.training.state import Sums
+
+IN_LOOP = "in-loop"  # the `checkpoint` of an evaluation made while training
+
+
+class Recorder:
+    """Queue of results that the devices still compute, and the files they go to.
+
+    Args:
+      workdir: the run directory.
+      plan, ledger, losses: what the rows mean.
+      step: where the run starts or resumes; later rows on disk are cut.
+      progress: shown to the person watching.
+    """
+
+    def __init__(self, workdir: Path, plan: RunPlan, ledger: Ledger, losses: SetLosses | None, step: int, progress: Any):
+        self.workdir, self.plan, self.ledger, self.losses, self.progress = workdir, plan, ledger, losses, progress
+        # metrics rows are numbered by the updates done after them, evaluations by the updates done before.
+        cut(workdir / "metrics.jsonl", lambda row: row["step"] <= step)
+        for name in ("eval.jsonl", "eval_sequences.jsonl"):
+            cut(workdir / name, lambda row: row["step"] < step or row["checkpoint"] != IN_LOOP)
+        self.metrics = JsonLines(workdir / "metrics.jsonl")
+        self.evals = JsonLines(workdir / "eval.jsonl")
+        self.sequences = JsonLines(workdir / "eval_sequences.jsonl")
+        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step, flush_secs=30)
+        self.skipped_in_a_row = 0
+        self.busy_s = {"step": 0.0, "eval": 0.0, "data": 0.0}
+        self._pending: deque[tuple] = deque()
+        self._start_step, self._started, self._last_done = step, time.monotonic(), 0.0
+
+    def evaluated(self, step: int, nats: jax.Array) -> None:
+        """An evaluation of the parameters at `step` was dispatched."""
+        self._pending.append(("eval", step, nats, time.monotonic(), 0.0, 0.0))
+
+    def trained(self, step: int, sums: Sums, lr: float, data_wait_s: float) -> None:
+        """Update `step` was dispatched; writes everything that came before it."""
+        ahead = len(self._pending)
+        self._pending.append(("train", step, sums, time.monotonic(), lr, data_wait_s))
+        for _ in range(ahead):
+            self._write_next()
+
+    def drain(self) -> None:
+        """Wait for everything dispatched and write it."""
+        while self._pending:
+            self._write_next()
+
+    def write_ledger(self) -> None:
+        """Check the ledger and write `ledger.json`. Raises RunError if consumed and planned differ."""
+        self.ledger.check()
+        write_atomic(self.workdir / "ledger.json", json.dumps(self.ledger.to_json(), indent=1))
+
+    def close(self) -> None:
+        for f in (self.metrics, self.evals, self.sequences, self.board):
+            f.close()
+
+    def _write_next(self) -> None:
+        kind, step, result, dispatched, lr, data_wait_s = self._pending.popleft()
+        host = jax.device_get(result)
+        now = time.monotonic()
+        busy, self._last_done = now - max(dispatched, self._last_done), now
+        if kind == "eval":
+            self.busy_s["eval"] += busy
+            self._write_eval(step, host)
+        else:
+            self.busy_s["step"] += busy
+            self.busy_s["data"] += data_wait_s
+            self._write_metrics(step, host, lr, data_wait_s, busy)
+
+    def _write_eval(self, step: int, nats_PxR: np.ndarray) -> None:
+        clock = self.plan.clock(step)
+        for row, sequences in self.losses.rows(nats_PxR):
+            row = {"step": step, "tokens": clock.tokens, "phase": clock.phase, **row, "checkpoint": IN_LOOP}
+            self.sequences.write({"step": step, **sequences, "checkpoint": IN_LOOP})
+            self.evals.write(row)
+            self.board.add_scalar(f"eval/{row['set']}/loss", row["loss"], step)
+            self.progress.evaluated(step, row)
+
+    def _write_metrics(self, step: int, sums: Sums, lr: float, data_wait_s: float, step_s: float) -> None:
+        phase = self.plan.phase_at(step)
+        nats_K, tokens_K = sums.nats_K.astype(np.float64), sums.tokens_K
+        self.ledger.add(step, tokens_K)
+        row = {
+            "step": step + 1,
+            "tokens": self.plan.clock(step).tokens + phase.tokens_per_step,
+            "phase": phase.name,
+            "loss": float(nats_K.sum() / tokens_K.sum()),
+            "lr": lr,
+            "grad_norm": float(sums.grad_norm),
+            "tokens_per_second": round(phase.tokens_per_step / max(step_s, 1e-9), 1),
+            "data_wait_s": round(data_wait_s, 6),
+            "step_s": round(step_s, 6),
+        }
+        if phase.spec.weights:
+            row["objective"] = float(sums.objective)
+        for column, nats, tokens in zip(phase.columns, nats_K, tokens_K, strict=False):
+            row[f"source/{column.name}/loss"] = float(nats / tokens) if tokens else None
+            row[f"source/{column.name}/tokens"] = int(tokens)
+        if not sums.finite:
+            row |= {"skipped": True, "loss": None, "grad_norm": None}
+            row |= {k: None for k in row if k.endswith("/loss") or k == "objective"}
+        self.metrics.write(row)
+        for key in ("loss", "lr", "grad_norm"):
+            if row[key] is not None:
+                self.board.add_scalar(f"train/{key}", row[key], step + 1)
+        self._guard(step, bool(sums.finite))
+        done = step + 1 - self._start_step
+        left = (time.monotonic() - self._started) / done * (self.plan.total_steps - step - 1) if done > 3 else None
+        if sums.finite:
+            self.progress.trained(row, left)
+
+    def _guard(self, step: int, finite: bool) -> None:
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        if not finite:
+            self.progress.console.print(f"step {step}: loss or gradient is not finite; update skipped")
+        if self.skipped_in_a_row >= self.plan.spec.guard.max_skipped:
+            raise NonFinite(f"{self.skipped_in_a_row} updates in a row were not finite, the last at step {step}")
+
+
+class NonFinite(RunError):
+    """Too many updates in a row that were not finite."""
+
+

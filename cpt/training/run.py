@@ -1,0 +1,51 @@
+"""Everything between a plan and a trained run: check the backend, open the data, train, note the environment."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from cpt.data.preparing import open_sources
+from cpt.evaluators.rows import write_atomic
+from cpt.plan import RunPlan
+from cpt.training.loop import Data, Outcome, train
+from cpt.training.selfcheck import selfcheck
+
+PACKAGES = ("cpt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
+
+
+def run_training(plan: RunPlan, workdir: Path, console: Console) -> Outcome:
+    """Train `plan` in `workdir`; see `cpt.training.loop.train` for what it raises."""
+    started = time.time()
+    say = lambda line: console.print(line, highlight=False)  # noqa: E731
+    say(f"jax {jax.__version__} · {jax.device_count()} x {jax.devices()[0].device_kind}")
+    selfcheck()
+    sources, tokenizer = open_sources(plan.spec.sources, plan.spec.tokenizer, Path(plan.spec.stores), say)
+    write_environment(workdir, started, 0.0, 0)
+    outcome = train(plan, Data(sources, tokenizer), workdir, console)
+    write_environment(workdir, started, time.time() - started, outcome.step, outcome.busy_s)
+    return outcome
+
+
+def write_environment(workdir: Path, started: float, wall_s: float, step: int, busy_s: dict | None = None) -> None:
+    """`environment.json`: versions, devices, command and the time of the last launch."""
+    facts = {
+        **{f"version/{name}": version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
+        "command": " ".join(sys.argv),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "wall_s": round(wall_s, 1),
+        "reached_step": step,
+        **{f"seconds/{k}": round(v, 2) for k, v in (busy_s or {}).items()},
+    }
+    write_atomic(workdir / "environment.json", json.dumps(facts, indent=1))

@@ -1,0 +1,33 @@
+"""SIGTERM and Ctrl-C ask the loop to stop after the update in flight; a second one stops at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+STOPPED_BY_SIGNAL = 75  # exit code: saved, start me again (EX_TEMPFAIL)
+
+
+class StopRequest:
+    """`with StopRequest() as stop: ... if stop.name: ...`; `name` is the signal that came, or None."""
+
+    def __init__(self):
+        self.name: str | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._asked)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _asked(self, number: int, frame: Any) -> None:
+        if self.name is not None:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.name = signal.Signals(number).name

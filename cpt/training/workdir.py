@@ -1,0 +1,142 @@
+"""Whose run directory this is, and whether the plan may go on in it.
+
+The past of a run cannot be edited: what was trained on was trained on. Its future can: more tokens, another schedule from
+here on, a further phase. So a plan that differs from the one on disk is compared step by step up to where the run stands.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cpt.config import RunSpec
+from cpt.errors import ConfigError, RunError, UserError
+from cpt.evaluators.rows import write_atomic
+from cpt.plan import Phase, RunPlan, resolve
+from cpt.sections import parse, to_dict
+
+# Changing these does not touch what was learned so far.
+FUTURE_FIELDS = ("order", "phases", "sources", "evaluation", "checkpoints", "guard", "mesh", "stores", "notice", "name")
+
+
+def default_workdir(plan: RunPlan) -> Path:
+    return Path("runs") / f"{plan.name}-{plan.hash[:8]}"
+
+
+def prepare_workdir(workdir: Path) -> None:
+    """Create the directory and make sure that it can be written.
+
+    Raises:
+      RunError: it cannot.
+    """
+    probe = workdir / ".writable"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as e:
+        raise RunError(f"{workdir}: cannot write there ({e.strerror}); give another --workdir") from e
+
+
+def stored_plan(workdir: Path) -> tuple[RunPlan, dict[str, Any]] | None:
+    """The plan that `workdir` belongs to and its `plan.json`, or None.
+
+    Raises:
+      RunError: there is a plan.json that this version cannot read.
+    """
+    path = workdir / "plan.json"
+    if not path.exists():
+        if workdir.is_dir() and (workdir / "checkpoints").exists():
+            raise RunError(f"{workdir}: holds checkpoints but no plan.json; it is not a run of ours, give another --workdir")
+        return None
+    try:
+        stored = json.loads(path.read_text())
+        return resolve(parse(RunSpec, stored["spec"])), stored
+    except (ValueError, KeyError, UserError) as e:
+        raise RunError(f"{path}: not a plan that this version reads ({e}); give another --workdir") from e
+
+
+def claim(workdir: Path, plan: RunPlan, step: int) -> None:
+    """Write the plan into `workdir`, or check that the run there may go on with it from `step`.
+
+    Raises:
+      ConfigError: the plan differs from the stored one before `step`; names phase and field.
+    """
+    history: list[dict[str, Any]] = []
+    if stored := stored_plan(workdir):
+        old, raw = stored
+        history = raw.get("history", [])
+        if old.hash != plan.hash:
+            if difference := changed_past(old, plan, step):
+                raise ConfigError(
+                    f"{workdir} belongs to another plan: {difference}; give another --workdir, or leave what was trained as it was"
+                )
+            history = [*history, {"hash": old.hash, "until_step": step}]
+    text = {**plan.to_json(), "history": history}
+    write_atomic(workdir / "plan.json", json.dumps(text, indent=1))
+    write_atomic(workdir / "config.json", json.dumps(to_dict(plan.spec), indent=1))
+
+
+def changed_past(old: RunPlan, new: RunPlan, step: int) -> str | None:
+    """The first field in which two plans differ before `step`, as `phases.pile.lr: ...`; None if only the future differs."""
+    a, b = to_dict(old.spec), to_dict(new.spec)
+    for field in a:
+        if field not in FUTURE_FIELDS and a[field] != b[field]:
+            return _difference(field, a[field], b[field])
+    for name, was in a["evaluation"]["sets"].items():
+        now = b["evaluation"]["sets"].get(name, was)
+        if step > 0 and {**was, "tags": None} != {**now, "tags": None}:
+            return _difference(f"evaluation.sets.{name}", was, now)
+    for name in {c.source for p in old.phases if p.first_step < max(step, 1) for c in p.columns if c.source}:
+        if a["sources"].get(name) != b["sources"].get(name):
+            return _difference(f"sources.{name}", a["sources"].get(name), b["sources"].get(name))
+    for was in old.phases:
+        if was.first_step >= step:
+            return None
+        if was.index >= len(new.phases) or new.phases[was.index].name != was.name:
+            return f"phases.{was.name}: the run trained it already, the new plan does not have it there"
+        if found := _changed_phase(was, new.phases[was.index], step):
+            return found
+    return None
+
+
+def _changed_phase(was: Phase, now: Phase, step: int) -> str | None:
+    where = f"phases.{was.name}"
+    if was.end <= step and now.steps != was.steps:
+        return f"{where}.tokens: {was.tokens:,} were trained, the new plan says {now.tokens:,}"
+    if now.end < min(step, was.end):
+        return f"{where}.tokens: the run is at step {step}, the new plan ends the phase at {now.end}"
+    a, b = to_dict(was.spec), to_dict(now.spec)
+    for field in ("weights", "optimizer"):
+        if a[field] != b[field]:
+            return _difference(f"{where}.{field}", a[field], b[field])
+    if was.columns != now.columns or (was.spec.replay.active and _replay_data(a) != _replay_data(b)):
+        return _difference(f"{where}.replay", a["replay"], b["replay"])
+    for s in range(min(was.steps, step - was.first_step)):
+        if was.schedule(s) != now.schedule(s):
+            return f"{where}.lr: at step {was.first_step + s} it was {was.schedule(s):g}, the new plan says {now.schedule(s):g}"
+        if was.shares(s) != now.shares(s):
+            return f"{where}.mix: at step {was.first_step + s} it was {was.shares(s)}, the new plan says {now.shares(s)}"
+    return None
+
+
+def _replay_data(phase: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in phase["replay"].items() if k in ("of", "range", "order", "reservoir")}
+
+
+def _difference(path: str, a: Any, b: Any) -> str:
+    """The innermost field in which two sections differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted({*a, *b}):
+            if a.get(key) != b.get(key):
+                return _difference(f"{path}.{key}", a.get(key), b.get(key))
+    return f"{path}: it was {a!r}, the new plan says {b!r}"
+
+
+
+
+def newest_step(workdir: Path) -> int:
+    """Step of the newest full checkpoint; 0 if there is none."""
+    steps = [int(p.name) for kind in ("anchor", "rolling") for p in (workdir / "checkpoints" / kind).glob("*") if p.name.isdigit()]
+    return max(steps, default=0)

@@ -19,8 +19,8 @@ from typing import Any
 from cpt import registry
 from cpt.config import EXECUTION_FIELDS, PhaseSpec, RunSpec
 from cpt.errors import ConfigError, nearest
-from cpt.schedules.composer import Schedule, compose
-from cpt.schedules.spec import Span
+from cpt.schedules.composer import Schedule
+from cpt.schedules.spec import Span, build
 from cpt.sections import to_dict
 
 
@@ -60,7 +60,7 @@ class Phase:
     Attributes:
       first_step, steps: the updates `first_step .. first_step + steps - 1` belong to it.
       first_token: tokens trained on before it.
-      tokens_per_step: rows times length of a batch.
+      sequences, tokens_per_step: rows of a batch; rows times their length.
       columns: where its rows come from, in a stated order.
       schedule: learning rate by step in the phase.
       eval_steps: sorted steps in the phase, 0 and `steps` included.
@@ -73,6 +73,7 @@ class Phase:
     first_step: int
     steps: int
     first_token: int
+    sequences: int
     tokens_per_step: int
     columns: tuple[Column, ...]
     schedule: Schedule
@@ -215,10 +216,7 @@ def _resolve_phase(spec: RunSpec, name: str, before: list[Phase]) -> Phase:
     steps = _phase_steps(phase, tokens_per_step, where)
     span = Span(steps, tokens_per_step, phase.open_ended)
     start = before[-1].schedule.end if before else 0.0
-    build = registry.find("cpt.schedules.library", phase.lr.kind, f"{where}.lr.kind")
-    schedule = compose(build(phase.lr, span, start, f"{where}.lr"), start, f"{where}.lr")
-    if schedule.steps != steps:
-        raise ConfigError(f"{where}.lr: its segments last {schedule.steps} steps, the phase {steps}")
+    schedule = build(phase.lr, span, start, f"{where}.lr")
     grid, every = spec.checkpoints.grid, phase.evaluate.every
     resolved = Phase(
         name=name,
@@ -227,6 +225,7 @@ def _resolve_phase(spec: RunSpec, name: str, before: list[Phase]) -> Phase:
         first_step=before[-1].end if before else 0,
         steps=steps,
         first_token=before[-1].first_token + before[-1].tokens if before else 0,
+        sequences=spec.batch.sequences,
         tokens_per_step=tokens_per_step,
         columns=columns,
         schedule=schedule,

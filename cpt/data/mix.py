@@ -37,7 +37,7 @@ class MixPlan:
     def __init__(self, plan: RunPlan, rows: Mapping[str, int], epochs: Mapping[str, float] | None = None):
         self.plan, self.rows = plan, dict(rows)
         self.batch = plan.spec.batch.sequences
-        self.allocations = [Allocation(_shares(p), batch=self.batch, steps=p.steps) for p in plan.phases]
+        self.allocations = [row_counts(p) for p in plan.phases]
         self._cursor_at_phase: list[dict[str, int]] = []
         cursor: dict[str, int] = dict.fromkeys(self.rows, 0)
         for phase, allocation in zip(plan.phases, self.allocations, strict=True):
@@ -156,11 +156,11 @@ class MixPlan:
                 )
 
 
-def _shares(phase: Phase) -> np.ndarray:
-    """Shares [K] where they are constant over the phase, else [S, K]."""
-    if phase.spec.mixer.kind == "fixed":
-        return np.array(phase.shares(0))
-    return np.array([phase.shares(s) for s in range(phase.steps)])
+def row_counts(phase: Phase) -> Allocation:
+    """Whole rows per column and batch of a phase; shares that are constant need no table."""
+    fixed = phase.spec.mixer.kind == "fixed"
+    shares = np.array(phase.shares(0) if fixed else [phase.shares(s) for s in range(phase.steps)])
+    return Allocation(shares, batch=phase.sequences, steps=phase.steps, where=f"phases.{phase.name}.mix")
 
 
 @lru_cache(maxsize=64)

@@ -84,12 +84,13 @@ def prepare(
     if (manifest := finished(out, identity)) is not None:  # needs no lock, and no right to write either
         return manifest
     try:
-        with locked(out / ".lock"):
+        with locked(out / ".lock") as alone:
             if (manifest := finished(out, identity)) is not None:
                 return manifest
             # From here to the new manifest the folder is unfinished, whatever stops us.
-            for stale in [*out.glob("*.tmp"), out / MANIFEST]:
-                stale.unlink(missing_ok=True)
+            (out / MANIFEST).unlink(missing_ok=True)
+            for left_behind in out.glob("*.tmp") if alone else ():  # by a process that was killed
+                left_behind.unlink(missing_ok=True)
             splits = _write_splits(documents, tokenizer, out, validation, progress)
             tokenizer.save(out / "tokenizer.json")
             made = {"splits": splits, "versions": _versions(), "command": describe.get("command")}
@@ -191,8 +192,11 @@ def _versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time: a second one that wants the same store waits and then finds it finished."""
+def locked(path: Path) -> Iterator[bool]:
+    """One process at a time: a second one that wants the same store waits and then finds it finished.
+
+    Yields whether the lock was given.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
@@ -200,6 +204,8 @@ def locked(path: Path) -> Iterator[None]:
         raise DataError(f"{path.parent}: cannot be written ({e.strerror}); name another folder") from e
     with file:
         # Some network file systems have no locks; then two processes may do the same work, into files of their own.
+        alone = False
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            alone = True
+        yield alone

@@ -169,7 +169,7 @@ def write_atomic(path: Path, text: str) -> Path:
 def _curve(rows: list[Row]) -> Curve:
     return Curve(
         steps=np.array([r["step"] for r in rows], np.int64),
-        tokens=np.array([r["tokens"] for r in rows], np.float64),
+        tokens=np.array([r["tokens"] for r in rows], np.int64),
         loss=np.array([number(r.get("loss")) for r in rows]),
         bits_per_byte=np.array([number(r.get("bits_per_byte")) for r in rows]),
     )

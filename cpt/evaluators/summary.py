@@ -110,9 +110,9 @@ def downstream(run_summary: dict[str, Any]) -> list[str]:
 
 def summary_table(summary: dict[str, Any]) -> Table:
     """The closing table of a run: set, before, after, change ± half-width of its 95 % interval, and the stability gap."""
-    table = Table(box=None, pad_edge=False, header_style="", padding=(0, 3, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="", padding=(0, 2, 0, 0))
     table.add_column("set", no_wrap=True)
-    for head in ("before", "after", "change", "stability gap: depth", "peak at", "recovered", "area"):
+    for head in ("before", "after", "change", "stability\ngap: depth", "peak at", "recovered", "area"):
         table.add_column(head, justify="right", no_wrap=True)
     for name, s in summary["sets"].items():
         cells = [fmt.nats(s["initial"]), fmt.nats(s["final"]), fmt.plus_minus(s["forgetting"], s["forgetting_ci95"])]

@@ -1,8 +1,8 @@
 """Next-token cross-entropy in nats, from hidden states, without ever holding the logits of a whole batch.
 
-Logits are the largest array of training by far (65,536 tokens x 50,304 ids are 13 GB in float32). The batch is therefore
-cut into chunks of tokens; each chunk forms its logits, reduces them to one number per token, and forms them again in the
-backward pass.
+Logits are the largest array of training by far (65,536 tokens x 50,304 ids are 13 GB in float32). The batch is
+therefore cut into chunks of tokens; each chunk forms its logits, reduces them to one number per token, and forms them
+again in the backward pass.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cpt.config import RunSpec
+from cpt.data.mix import row_counts
 from cpt.errors import ConfigError, RunError, UserError
 from cpt.evaluators.rows import write_atomic
 from cpt.plan import Phase, RunPlan, resolve
@@ -118,6 +119,11 @@ def _changed_phase(was: Phase, now: Phase, step: int) -> str | None:
             return f"{where}.lr: at step {was.first_step + s} it was {was.schedule(s):g}, the new plan says {now.schedule(s):g}"
         if was.shares(s) != now.shares(s):
             return f"{where}.mix: at step {was.first_step + s} it was {was.shares(s)}, the new plan says {now.shares(s)}"
+    # Where shares vary, exact allocation may settle a remainder earlier in view of later shares.
+    old, new = row_counts(was), row_counts(now)
+    for s in range(min(was.steps, step - was.first_step) + 1):
+        if (old.counts_before(s) != new.counts_before(s)).any():
+            return f"{where}.mix: the new shares would have moved rows before step {was.first_step + s}; change them in a new phase"
     return None
 
 

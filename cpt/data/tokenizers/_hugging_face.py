@@ -54,19 +54,18 @@ class HuggingFaceTokenizer:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def token_bytes(self) -> np.ndarray | None:
-        added = self._content.get("added_tokens") or []
+        added = self._tokenizer.get_added_tokens_decoder()  # their ids need not be those of the file
         # A token that swallows the blanks beside it stands for a varying number of bytes.
-        if not _is_byte_level(self._content) or any(t["lstrip"] or t["rstrip"] for t in added if not t["special"]):
+        swallowing = any(t.lstrip or t.rstrip for t in added.values() if not t.special)
+        if swallowing or not _is_byte_level(self._content):
             return None
         alphabet = set(ByteLevel.alphabet())  # one character per byte
         lengths = np.zeros(self.vocab_size, np.int32)
         for token, i in self._tokenizer.get_vocab(with_added_tokens=False).items():
-            if not alphabet.issuperset(token):
-                # A special token may sit in the vocabulary too; its length is set below.
-                continue
-            lengths[i] = len(token)
-        for token in added:
-            lengths[token["id"]] = 0 if token["special"] else len(token["content"].encode())
+            if alphabet.issuperset(token):  # what is not spelled in it can only be an added token
+                lengths[i] = len(token)
+        for i, token in added.items():
+            lengths[i] = 0 if token.special else len(token.content.encode())
         lengths[self.eod_id] = 0
         return lengths
 

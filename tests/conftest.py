@@ -1,0 +1,35 @@
+"""Shared by all tests: no colour, no home cache, a compile cache so that equal programs compile once per machine."""
+
+import copy
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "cpt-tests-xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("COLUMNS", "200")
+
+
+@pytest.fixture(scope="session")
+def toy_root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("toy")
+
+
+@pytest.fixture
+def toy_config(toy_root):
+    """The toy recipe as a `ConfigDict` that a test may edit."""
+    import toy
+
+    return copy.deepcopy(toy.get_config(str(toy_root)))
+
+
+@pytest.fixture
+def toy_plan(toy_config):
+    from cpt.config import load
+    from cpt.plan import resolve
+
+    return resolve(load(toy_config))

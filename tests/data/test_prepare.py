@@ -1,0 +1,369 @@
+"""From text to stores: the split, what is done again and what is not, and the command."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpt.data import tokenizing
+from cpt.data.megatron import open_pair
+from cpt.data.preparing import SourceSpec, chunked, open_sources, prepare
+from cpt.data.store import TokenStore
+from cpt.data.tokenizers._base import TokenizerSpec, load
+from cpt.data.tokenizers.byte import byte
+from cpt.errors import ConfigError, DataError
+
+DOCUMENTS = [f"document {i}: {'x' * (i % 7)} ü" for i in range(200)]
+
+
+def documents_of(prefix: Path) -> list[str]:
+    files = open_pair(prefix)
+    ends = np.cumsum(files.sizes)
+    assert (files.tokens[ends - 1] == 256).all()  # every document ends with the end-of-document id, and only there
+    assert np.sum(files.tokens == 256) == len(ends)
+    return [byte().decode(files.tokens[e - s : e]) for s, e in zip(files.sizes, ends, strict=True)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@given(documents=st.lists(st.text("ab\n", max_size=30), max_size=4), size=st.integers(1, 12))
+def test_chunks_are_short_join_to_the_document_and_end_at_lines(documents, size):
+    for document in documents:
+        chunks = list(chunked([document], size))
+        assert "".join(chunks) == document and all(len(c) <= size for c in chunks)
+        for i, c in enumerate(chunks[:-1]):
+            assert c.endswith("\n") or (len(c) == size and "\n" not in c), (chunks, i)
+    assert list(chunked(documents, None)) == documents
+
+
+def test_chunk_size_is_checked():
+    with pytest.raises(ConfigError, match="max_chars: 0 is out of range"):
+        list(chunked(["a"], 0))
+
+
+def test_every_document_lands_in_exactly_one_split(tmp_path):
+    seen = []
+    manifest = prepare([*DOCUMENTS, "", " \n"], byte(), tmp_path / "s", 0.2, {"a": 1}, lambda d, t: seen.append((d, t)))
+    train, validation = documents_of(tmp_path / "s/train"), documents_of(tmp_path / "s/validation")
+    assert sorted(train + validation) == sorted(DOCUMENTS) and not set(train) & set(validation)
+    assert train == [d for d in DOCUMENTS if d in set(train)]  # in their order
+    assert 20 < len(validation) < 60  # 0.2 of 200 is 40; 20 is 3.5 standard deviations off
+    for name, texts in (("train", train), ("validation", validation)):
+        size = sum(len(t.encode()) for t in texts)
+        entry = manifest["splits"][name]
+        tokens = size + len(texts)
+        assert {k: entry[k] for k in ("documents", "tokens", "bytes", "text_bytes", "max_id")} == {
+            "documents": len(texts), "tokens": tokens, "bytes": 2 * tokens, "text_bytes": size, "max_id": 256
+        }  # fmt: skip
+        store = TokenStore.open(tmp_path / "s" / name)
+        assert store.fingerprint == entry["sha256"] and store.max_id() == 256 == store.tokens.max()
+    assert seen[-1] == (200, sum(s["tokens"] for s in manifest["splits"].values()))
+    assert manifest["tokenizer"]["hash"] == byte().hash == load(tmp_path / "s").hash
+
+
+def test_the_split_depends_on_the_text_alone(tmp_path):
+    prepare(DOCUMENTS, byte(), tmp_path / "a", 0.2, {})
+    prepare([*reversed(DOCUMENTS), *DOCUMENTS[:50], "new"], byte(), tmp_path / "b", 0.2, {})
+    a, b = (set(documents_of(tmp_path / n / "validation")) for n in "ab")
+    assert a == b - {"new"}
+    assert not b & set(documents_of(tmp_path / "b/train"))
+    # A larger share keeps what was held out.
+    prepare(DOCUMENTS, byte(), tmp_path / "c", 0.4, {})
+    assert a < set(documents_of(tmp_path / "c/validation"))
+
+
+def test_two_runs_give_the_same_bytes_whatever_the_batches(tmp_path, monkeypatch):
+    prepare(DOCUMENTS, byte(), tmp_path / "a", 0.1, {"x": [1]})
+    monkeypatch.setattr(tokenizing, "_BATCH_CHARACTERS", 50)
+    prepare(iter(DOCUMENTS), byte(), tmp_path / "b", 0.1, {"x": [1]})
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def unread():
+    raise AssertionError("the documents were read again")
+    yield
+
+
+def test_a_finished_store_is_left_alone(tmp_path):
+    first = prepare(DOCUMENTS, byte(), tmp_path, 0.1, {"x": 1, "command": "one"})
+    before = contents(tmp_path)
+    assert prepare(unread(), byte(), tmp_path, 0.1, {"x": 1, "command": "another"}) == first
+    for change, what in (((0.1, {"x": 2}), "description"), ((0.2, {"x": 1}), "validation")):
+        with pytest.raises(DataError, match=f"holds a finished store with another {what}"):
+            prepare(unread(), byte(), tmp_path, *change)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "damage", ["manifest.json", "train.bin", "validation.idx", "tokenizer.json", "cut", "complete"]
+)
+def test_an_unfinished_or_damaged_store_is_made_again(tmp_path, damage):
+    prepare(DOCUMENTS, byte(), tmp_path, 0.1, {})
+    before = contents(tmp_path)
+    if damage == "cut":
+        os.truncate(tmp_path / "train.bin", 100)
+    elif damage == "complete":
+        (tmp_path / "manifest.json").write_bytes(before["manifest.json"].replace(b"true", b"false"))
+    else:
+        (tmp_path / damage).unlink()
+    (tmp_path / "train.bin.99.tmp").write_bytes(b"left by a killed process")
+    prepare(DOCUMENTS, byte(), tmp_path, 0.1, {})
+    assert contents(tmp_path) == before
+
+
+def test_a_failure_leaves_no_finished_store(tmp_path):
+    def breaks():
+        yield from DOCUMENTS
+        raise DataError("the corpus ends badly")
+
+    with pytest.raises(DataError, match="ends badly"):
+        prepare(breaks(), byte(), tmp_path, 0.1, {})
+    assert set(contents(tmp_path)) == {".lock"}
+    prepare(DOCUMENTS, byte(), tmp_path, 0.1, {})
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device", "train.bin")
+
+    monkeypatch.setattr(tokenizing.Writer, "add", full)
+    with pytest.raises(DataError, match=r"train\.bin: the disk is full; make room"):
+        prepare(DOCUMENTS, byte(), tmp_path, 0.1, {})
+
+
+def test_processes_that_want_the_same_store_make_it_once(tmp_path):
+    reads = []
+
+    def documents():
+        reads.append(1)
+        yield from DOCUMENTS
+
+    with ThreadPoolExecutor(4) as pool:  # a lock on a file belongs to the file handle: threads stand for processes
+        made = list(pool.map(lambda _: prepare(documents(), byte(), tmp_path, 0.1, {}), range(4)))
+    assert len(reads) == 1 and all(m == made[0] for m in made)
+
+
+def test_empty_splits_and_shares_out_of_range(tmp_path):
+    with pytest.raises(DataError, match="no documents with text"):
+        prepare(["", " "], byte(), tmp_path, 0.1, {})
+    with pytest.raises(DataError, match="none of the 1 documents went to validation; change the share"):
+        prepare(["only one"], byte(), tmp_path, 1e-9, {})
+    with pytest.raises(DataError, match="went to train"):
+        prepare(["only one"], byte(), tmp_path, 1 - 1e-9, {})
+    for share in (-0.1, 1.0):
+        with pytest.raises(ConfigError, match="out of range"):
+            prepare(["a"], byte(), tmp_path, share, {})
+    assert set(prepare(["only one"], byte(), tmp_path, 0.0, {})["splits"]) == {"train"}
+
+
+# ---- open_sources
+
+BYTE = TokenizerSpec(kind="byte")
+
+
+@pytest.fixture
+def corpora(tmp_path):
+    for name, language in (("old", "english"), ("new", "deutsch")):
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"text": f"{language} {d}"}) + "\n" for d in DOCUMENTS)
+        )
+    return {n: SourceSpec("jsonl", str(tmp_path / f"{n}.jsonl"), validation=0.1) for n in ("old", "new")}
+
+
+def test_corpora_are_prepared_once_and_the_tokenizer_trained_once(tmp_path, corpora):
+    spec = TokenizerSpec(vocab_size=280, train_on="old")
+    said = []
+    sources, tokenizer = open_sources(corpora, spec, tmp_path / "stores", said.append)
+    assert list(sources) == ["old", "new"] and [s.name for s in sources.values()] == ["old", "new"]
+    assert (tokenizer.vocab_size, len(said)) == (280, 3)
+    assert sources["old"].train.n_tokens > 1000 and sources["new"].validation.n_tokens > 100
+    english, deutsch = tokenizer.encode_batch(["english", "deutsch"])
+    assert len(english) < len(deutsch)  # trained on `old` only
+    folders = sorted(p.name for p in (tmp_path / "stores").iterdir() if p.suffix != ".lock")
+    assert all(map(re.fullmatch, ("new-[0-9a-f]{8}", "old-[0-9a-f]{8}", r"tokenizer-[0-9a-f]{8}\.json"), folders))
+    again, same = open_sources(corpora, spec, tmp_path / "stores", said.append)
+    assert len(said) == 3 and same.hash == tokenizer.hash
+    assert again["new"].train.fingerprint == sources["new"].train.fingerprint
+
+
+def test_a_changed_file_or_setting_is_prepared_anew(tmp_path, corpora):
+    root = tmp_path / "stores"
+    first, _ = open_sources(corpora, BYTE, root, lambda line: None)
+    with Path(corpora["new"].path).open("a") as f:
+        f.write('{"text": "one more"}\n')
+    second, _ = open_sources(corpora, BYTE, root, lambda line: None)
+    assert first["old"].train.prefix == second["old"].train.prefix
+    assert first["new"].train.prefix != second["new"].train.prefix
+    old = dataclasses.replace(corpora["old"], max_chars=5)
+    third, _ = open_sources({"old": old}, BYTE, root, lambda line: None)
+    assert third["old"].train.prefix != first["old"].train.prefix
+
+
+def test_a_damaged_cache_is_mended(tmp_path, corpora):
+    sources, _ = open_sources(corpora, BYTE, tmp_path / "stores", lambda line: None)
+    prefix, before = sources["old"].train.prefix, sources["old"].train.tokens.tolist()
+    os.truncate(f"{prefix}.bin", 10)
+    sources, _ = open_sources(corpora, BYTE, tmp_path / "stores", lambda line: None)
+    assert sources["old"].train.prefix == prefix and sources["old"].train.tokens.tolist() == before
+
+
+def test_stores_bring_their_tokenizer(tmp_path):
+    for name in "ab":
+        prepare(DOCUMENTS, byte(), tmp_path / name, 0.1 if name == "a" else 0.0, {})
+    specs = {n: SourceSpec(store=str(tmp_path / n), epochs=2.5) for n in "ab"}
+    sources, tokenizer = open_sources(specs, TokenizerSpec(), tmp_path / "none", lambda line: None)
+    assert tokenizer.hash == byte().hash and sources["a"].epochs == 2.5 and not (tmp_path / "none").exists()
+    assert sources["a"].validation.n_tokens > 0 and sources["b"].validation is None
+    bare = {"a": SourceSpec(store=str(tmp_path / "a/validation.bin"))}
+    assert open_sources(bare, BYTE, tmp_path, print)[0]["a"].train.prefix == tmp_path / "a/validation"
+
+
+def test_bare_megatron_pairs_need_no_tokenizer(tmp_path):
+    prepare(DOCUMENTS, byte(), tmp_path, 0.0, {})
+    (tmp_path / "manifest.json").unlink()
+    sources, tokenizer = open_sources(
+        {"a": SourceSpec(store=str(tmp_path / "train"))}, TokenizerSpec(), tmp_path, print
+    )
+    assert tokenizer is None and sources["a"].validation is None and sources["a"].train.max_id() == 256
+    assert open_sources(specs, BYTE, tmp_path, print)[1].kind == "byte"
+
+
+def test_stores_of_different_tokenizers_are_refused(tmp_path, corpora):
+    prepare(DOCUMENTS, byte(), tmp_path / "a", 0.1, {})
+    bpe = TokenizerSpec(vocab_size=270, train_on="old")
+    with pytest.raises(DataError, match=r"sources\.a and sources\.old: made with different tokenizers"):
+        open_sources({"a": SourceSpec(store=str(tmp_path / "a")), **corpora}, bpe, tmp_path / "s", lambda line: None)
+    made = next((tmp_path / "s").glob("old-*"))
+    both = {"x": SourceSpec(store=str(tmp_path / "a")), "y": SourceSpec(store=str(made))}
+    with pytest.raises(DataError, match=r"sources\.x and sources\.y: made with different tokenizers"):
+        open_sources(both, bpe, tmp_path, print)
+    (tmp_path / "a/tokenizer.json").write_bytes((made / "tokenizer.json").read_bytes())
+    with pytest.raises(DataError, match="not the tokenizer that made this store"):
+        open_sources({"x": both["x"]}, bpe, tmp_path, print)
+
+
+def test_mistakes_in_sources_name_the_field(tmp_path, corpora):
+    def opened(tokenizer=BYTE, **sources):
+        return open_sources(sources, tokenizer, tmp_path, print)
+
+    with pytest.raises(ConfigError, match=r"sources\.a: give exactly one of corpus and store \(got both\)"):
+        opened(a=SourceSpec(corpus="text", store="x"))
+    with pytest.raises(ConfigError, match=r"sources\.a: .*\(got neither\)"):
+        opened(a=SourceSpec())
+    with pytest.raises(ConfigError, match="sources: none"):
+        opened()
+    with pytest.raises(ConfigError, match=r"sources\.a\.epochs: 0"):
+        opened(a=SourceSpec(corpus="text", epochs=0))
+    with pytest.raises(ConfigError, match=r"sources\.a\.corpus: no 'jsonk'.*'jsonl'"):
+        opened(a=SourceSpec(corpus="jsonk"))
+    with pytest.raises(ConfigError, match=r"tokenizer\.train_on: no source 'odl'; did you mean 'old'"):
+        opened(TokenizerSpec(vocab_size=270, train_on="odl"), **corpora)
+    with pytest.raises(ConfigError, match=r"tokenizer\.train_on: name the source"):
+        opened(TokenizerSpec(vocab_size=270), **corpora)
+
+
+def test_a_missing_store_gives_the_command_that_makes_it(tmp_path):
+    spec = SourceSpec(store=str(tmp_path / "new"), path="in/*.jsonl", text_field="meta.text", validation=0.05)
+    with pytest.raises(DataError) as e:
+        open_sources({"new": spec}, TokenizerSpec(vocab_size=4096), tmp_path, print)
+    words = "'--input=in/*.jsonl' --format=jsonl --text_field=meta.text --tokenizer=bpe:4096"
+    command = f"`python -m cpt.prepare {words} --out={tmp_path}/new --validation=0.05`"
+    assert str(e.value) == f"data error: sources.new.store: {tmp_path}/new does not exist; make it with {command}"
+    (tmp_path / "new").mkdir()
+    with pytest.raises(DataError, match="holds no finished store; make it with"):
+        open_sources({"new": spec}, BYTE, tmp_path, print)
+
+
+def upper(path, text_field):
+    """A reader of a user's own."""
+    yield from (d.upper() for d in DOCUMENTS)
+
+
+def test_a_corpus_by_dotted_name(tmp_path):
+    sources, _ = open_sources({"a": SourceSpec(f"{__name__}:upper", validation=0)}, BYTE, tmp_path, lambda line: None)
+    assert documents_of(sources["a"].train.prefix)[0].startswith("DOCUMENT 0")
+
+
+# ---- the command
+
+
+def command(*flags, cwd):
+    return subprocess.run([sys.executable, "-m", "cpt.prepare", *flags], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    (tmp_path / "in").mkdir()
+    for i in range(4):
+        (tmp_path / f"in/{i}.jsonl").write_text("".join(json.dumps({"text": d * (i + 1)}) + "\n" for d in DOCUMENTS))
+    return tmp_path
+
+
+def test_the_command_makes_a_store_and_ends_with_a_table(workplace):
+    flags = ("--input=in/*.jsonl", "--tokenizer=bpe:300", "--out=stores/new", "--validation=0.1")
+    done = command(*flags, cwd=workplace)
+    assert done.returncode == 0 and done.stderr.strip() == "", done.stderr
+    manifest = json.loads((workplace / "stores/new/manifest.json").read_text())
+    rows = {w[0]: w[1:4] for line in done.stdout.splitlines() if (w := line.split())}
+    for split, entry in manifest["splits"].items():
+        assert rows[split] == [f"{entry[k]:,}" for k in ("documents", "tokens", "text_bytes")]
+    assert sum(s["documents"] for s in manifest["splits"].values()) == 800 and manifest["complete"] is True
+    before = contents(workplace / "stores/new")
+    assert command(*flags, cwd=workplace).stdout == done.stdout
+    assert contents(workplace / "stores/new") == before
+    # The command that an error names mends the damage it was named for.
+    os.truncate(workplace / "stores/new/train.bin", 2)
+    assert (
+        subprocess.run(
+            ["bash", "-c", manifest["command"].replace("python", sys.executable, 1)], cwd=workplace
+        ).returncode
+        == 0
+    )  # noqa: E501
+    assert contents(workplace / "stores/new") == before
+    other = command(*flags[:1], "--tokenizer=bpe:301", *flags[2:], cwd=workplace)
+    assert other.returncode == 2 and "holds a finished store with another description" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--input=none/*", "--tokenizer=byte", "--out=x"], r"data error: none/\*: no such file"),
+        (
+            ["--input=in", "--format=jsonl", "--text_field=body", "--tokenizer=byte", "--out=x"],
+            r"data error: in/0\.jsonl:1: ",
+        ),
+        (["--tokenizer=byte", "--out=x"], "config error: --input: "),
+        (["--input=in", "--tokenizer=byte"], "config error: --out: required"),
+        (["--input=in/0.jsonl", "--tokenizer=bpe", "--out=x"], "config error: --tokenizer=bpe: write bpe:SIZE"),
+        (["--input=in/0.jsonl", "--tokenizer=none.json", "--out=x"], r"data error: none\.json: "),
+    ],
+)
+def test_the_command_ends_with_one_line_and_2(workplace, flags, line):
+    done = command(*flags, cwd=workplace)
+    assert done.returncode == 2 and done.stdout == ""
+    lines = [t for t in done.stderr.splitlines() if t.strip()]
+    assert len(lines) == 1 and re.match(line, lines[0]), done.stderr
+    assert not (workplace / "x/manifest.json").exists()
+
+
+def test_help_has_an_example_and_the_import_is_light(workplace):
+    done = command("--help", cwd=workplace)
+    assert done.returncode == 0 and "Example:" in done.stdout and "--validation" in done.stdout
+    program = (
+        "import sys, cpt.prepare; from absl import flags;"
+        "print({'jax', 'flax', 'grain', 'tokenizers'} & set(sys.modules), 'out' in flags.FLAGS)"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], cwd=workplace, capture_output=True, text=True, check=True)
+    assert printed.stdout == "set() False\n"

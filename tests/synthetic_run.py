@@ -1,4 +1,4 @@
-"""A run directory as training would leave it, from formulas instead of a model: for tests of the evaluators and the report."""
+"""A run directory as training would leave it, from formulas instead of a model: for tests of evaluators and report."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_run(
     _dump(path / "ledger.json", _ledger(names, replay, steps, until))
     rng = np.random.default_rng(seed)
     _metrics(path / "metrics.jsonl", names, replay, steps, until, rng)
-    _evals(path, names, depth, lasting, steps, until, rng)
+    _evals(path, names, (depth, lasting, replay), steps, until, rng)
     return path
 
 
@@ -52,12 +52,17 @@ def old_loss(step: int, steps: int, depth: float, lasting: float) -> float:
     return 3.4 + depth * (u / 0.04) * math.exp(1 - u / 0.04) + lasting * (1 - math.exp(-u / 0.1))
 
 
-def new_loss(step: int, steps: int) -> float:
+def new_loss(step: int, steps: int, replay: float = 0.0) -> float:
     """Hardly changes in phase 1, rises a little while the learning rate re-warms, then is learned."""
     if step <= steps:
         return 4.9 - 0.1 * step / steps
     u = (step - steps) / steps
-    return 2.4 + 2.4 * math.exp(-u / 0.12) + 0.25 * (u / 0.01) * math.exp(1 - u / 0.01) * (u < 0.2)
+    return (
+        2.4
+        + 0.1 * replay
+        + (2.4 - 0.1 * replay) * math.exp(-u / 0.12)
+        + 0.25 * (u / 0.01) * math.exp(1 - u / 0.01) * (u < 0.2)
+    )
 
 
 def eval_steps(steps: int) -> list[int]:
@@ -100,12 +105,16 @@ def _ledger(names: dict[str, str], replay: float, steps: int, until: int) -> dic
     return {"exact": True, "step": until, "phases": phases, "totals": totals}
 
 
-def _metrics(path: Path, names: dict[str, str], replay: float, steps: int, until: int, rng: np.random.Generator) -> None:
+def _metrics(
+    path: Path, names: dict[str, str], replay: float, steps: int, until: int, rng: np.random.Generator
+) -> None:
     rows = []
     for step in range(1, until + 1):
         second, u = step > steps, (step - 1) % steps
         lr = 1e-3 * min(1.0, (u + 1) / 3) if u < 3 else 1e-4 + 4.5e-4 * (1 + math.cos(math.pi * u / steps))
-        share = {names["new"]: 1 - replay, **({names["old"]: replay} if replay else {})} if second else {names["old"]: 1.0}
+        share = (
+            {names["new"]: 1 - replay, **({names["old"]: replay} if replay else {})} if second else {names["old"]: 1.0}
+        )
         values = {names["old"]: old_loss(step, steps, 0.4, 0.1), names["new"]: new_loss(step, steps)}
         losses = {n: values[n] + rng.normal(0, 0.05) for n in share}
         row = {"step": step, "tokens": step * TOKENS_PER_STEP, "phase": names["new" if second else "old"], "lr": lr,
@@ -119,14 +128,20 @@ def _metrics(path: Path, names: dict[str, str], replay: float, steps: int, until
 
 
 def _evals(
-    path: Path, names: dict[str, str], depth: float, lasting: float, steps: int, until: int, rng: np.random.Generator
+    path: Path,
+    names: dict[str, str],
+    shape: tuple[float, float, float],
+    steps: int,
+    until: int,
+    rng: np.random.Generator,
 ) -> None:
     hardness_S = rng.normal(0, 0.4, SEQUENCES)
     hardness_S -= hardness_S.mean()
+    depth, lasting, replay = shape
     rows, sequences = [], []
     for step in [s for s in eval_steps(steps) if s <= until]:
         for name in names.values():
-            mean = old_loss(step, steps, depth, lasting) if name == names["old"] else new_loss(step, steps)
+            mean = old_loss(step, steps, depth, lasting) if name == names["old"] else new_loss(step, steps, replay)
             noise_S = rng.normal(0, 0.03, SEQUENCES)
             nats_S = SEQUENCE_TOKENS * (mean + hardness_S + noise_S - noise_S.mean())
             scored, size = SEQUENCES * SEQUENCE_TOKENS, 4 * SEQUENCES * SEQUENCE_TOKENS

@@ -1,8 +1,8 @@
 """Intervals by resampling evaluation sequences: would another draw of sequences have said the same?
 
-Sequences, not tokens, are resampled, because the tokens of one sequence are not independent. The resample is *paired*: a
-replicate uses the same sequences at every step, so what a difference between two steps shows is not hidden by how hard those
-sequences are. With the same seed and number of sequences the replicates of two runs are paired as well.
+Sequences, not tokens, are resampled, because the tokens of one sequence are not independent. The resample is *paired*:
+a replicate uses the same sequences at every step, so what a difference between two steps shows is not hidden by how
+hard those sequences are. With the same seed and number of sequences the replicates of two runs are paired as well.
 
 What the interval does not hold: another training seed. Use several seeds for that (Madaan et al. 2024).
 """
@@ -49,8 +49,9 @@ def interval(values_R: np.ndarray, level: float = 0.95) -> list[float]:
 def gap_intervals(tokens_T: np.ndarray, losses_RxT: np.ndarray) -> dict[str, list[float]]:
     """95 % intervals of forgetting, depth, area and transient of a curve that starts at the switch.
 
-    Forgetting can have either sign, so an interval that contains 0 means "within noise". Depth, area and transient cannot be
-    negative and are pushed up by noise (a maximum over evaluations); judge them by their size, not by whether they reach 0.
+    Forgetting can have either sign, so an interval that contains 0 means "within noise". Depth, area and transient
+    cannot be negative and are pushed up by noise (a maximum over evaluations); judge them by their size, not by whether
+    they reach 0.
     """
     return {
         "forgetting": interval(losses_RxT[:, -1] - losses_RxT[:, 0]),

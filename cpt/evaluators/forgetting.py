@@ -1,8 +1,8 @@
 """Forgetting: how much worse a set got after it was learned. Everything here is on losses, so higher = worse.
 
-The plain form subtracts the loss at the switch from the loss at the end, the first-minus-last form of Avalanche and of De
-Lange et al. The form of Chaudhry et al. subtracts the *best* value seen earlier, so it is larger when later phases first
-helped a set and then hurt it. Both exist in the literature under one name; here they have two.
+The plain form subtracts the loss at the switch from the loss at the end, the first-minus-last form of Avalanche and of
+De Lange et al. The form of Chaudhry et al. subtracts the *best* value seen earlier, so it is larger when later phases
+first helped a set and then hurt it. Both exist in the literature under one name; here they have two.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def windowed_forgetting(loss_T: np.ndarray, window: int) -> float:
 def windowed_plasticity(loss_T: np.ndarray, window: int) -> float:
     """WP^w of De Lange et al. 2023 for losses: the largest fall `L_i - L_j`, i < j, inside `window` evaluations.
 
-    Higher = better. Every pair of a window is looked at: the published code skips start points in a way that is right for
-    forgetting only, and understates plasticity (accuracies .9 .5 .8 give -.1 there; the largest rise is .3).
+    Higher = better. Every pair of a window is looked at: the published code skips start points in a way that is right
+    for forgetting only, and understates plasticity (accuracies .9 .5 .8 give -.1 there; the largest rise is .3).
     """
     return _largest_rise(-np.asarray(loss_T, float), window)
 
 
 def worst_case(current: float, worst_old: list[float]) -> float:
-    """WC-ACC of De Lange et al. 2023: the mean of the current set's value and every old set's worst value since learned.
+    """WC-ACC of De Lange et al. 2023: mean of the current set's value and each old set's worst since learned.
 
     `(1/k) a_k + (1 - 1/k) mean(worst_old)` with k = 1 + len(worst_old); for losses higher = worse.
     """

@@ -34,6 +34,11 @@ def within_noise(ci: list[float] | None) -> bool:
     return half_width(ci) is not None and ci[0] <= 0 <= ci[1]
 
 
+def change(value: float | None, ci: list[float] | None) -> str:
+    """`+0.159 ± 0.011`, and a word where the interval contains 0."""
+    return plus_minus(value, ci) + (" (within noise)" if within_noise(ci) else "")
+
+
 def tokens(value: float | None) -> str:
     """`23k`, or a dash."""
     return DASH if value is None else human(value)

@@ -1,8 +1,8 @@
 """The files of a run directory, read back as rows: everything the evaluators and the report know about a run.
 
-A run writes JSON and JSON lines and nothing else is needed to say what was learned and forgotten. A young run has only some
-of the files; what is missing reads as empty. A row written twice (a resumed run repeats the steps since its checkpoint)
-counts once, the later one.
+A run writes JSON and JSON lines and nothing else is needed to say what was learned and forgotten. A young run has only
+some of the files; what is missing reads as empty. A row written twice (a resumed run repeats the steps since its
+checkpoint) counts once, the later one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,11 @@ class RunFiles:
         return by_set
 
 
+def is_run(path: Path) -> bool:
+    """Whether `path` is a folder in which a run has written something."""
+    return path.is_dir() and any((path / name).exists() for name in _MARKS_OF_A_RUN)
+
+
 def read_run(path: Path) -> RunFiles:
     """The files of the run directory `path`.
 
@@ -117,8 +123,10 @@ def read_run(path: Path) -> RunFiles:
     path = Path(path)
     if not path.is_dir():
         raise RunError(f"{path}: no such run directory; give the folder that training printed as 'run'")
-    if not any((path / name).exists() for name in _MARKS_OF_A_RUN):
-        raise RunError(f"{path}: not a run directory (no plan.json in it); give the folder that training printed as 'run'")
+    if not is_run(path):
+        raise RunError(
+            f"{path}: not a run directory (no plan.json in it); give the folder that training printed as 'run'"
+        )
     metrics = {r["step"]: r for r in _lines(path / "metrics.jsonl", ("step", "tokens"))}
     return RunFiles(
         path=path,
@@ -134,7 +142,7 @@ def read_run(path: Path) -> RunFiles:
 
 def number(value: Any) -> float:
     """A row's value as a float; a missing one as NaN."""
-    return float(value) if isinstance(value, int | float) else math.nan
+    return float(value) if isinstance(value, Real) else math.nan
 
 
 def plain(value: Any) -> Any:

@@ -1,8 +1,9 @@
-"""The stability gap: the loss of old data jumps right after a switch and then (partly) comes back (De Lange et al. 2023).
+"""The stability gap: old data's loss jumps right after a switch and (partly) comes back (De Lange et al. 2023).
 
 Forgetting compares two points and misses the excursion between them. Here the whole curve after the switch is measured
-against `L0`, the loss at the switch: how high it went (depth), when (peak), how long until it was back (recovery), and how
-much excess loss that was in all (area). A loss that only rises has a depth but no `transient` part: forgetting, no gap.
+against `L0`, the loss at the switch: how high it went (depth), when (peak), how long until it was back (recovery), and
+how much excess loss that was in all (area). A loss that only rises has a depth but no `transient` part: forgetting, no
+gap.
 
 Between evaluations the curve is taken as piecewise linear in tokens, so a denser grid on the same line changes nothing.
 """
@@ -95,10 +96,10 @@ def area_above(
       tokens_T: [T] token positions, increasing; any spacing.
       loss_XxT: [..., T] one or many curves on that grid.
       level_X: [...] level of each curve.
-      clip_at: where a segment that crosses the level is cut. "crossing" cuts it where the line meets the level, so points
-        added on the line change nothing. "evaluation" clips the values first and then applies the trapezoid rule, the
-        common shortcut; it overstates the area by the corner beside each crossing. (With the level at L(end) and a curve
-        that starts below it the two differ: 24.18 and 24.35 nat·tokens on the worked example in the tests.)
+      clip_at: where a segment that crosses the level is cut. "crossing" cuts it where the line meets the level, so
+        points added on the line change nothing. "evaluation" clips the values first and then applies the trapezoid
+        rule, the common shortcut; it overstates the area by the corner beside each crossing. (With the level at L(end)
+        and a curve that starts below it the two differ: 24.18 and 24.35 nat·tokens on the worked example in the tests.)
     """
     excess = np.asarray(loss_XxT, float) - np.asarray(level_X, float)[..., None]
     left, right, dt = excess[..., :-1], excess[..., 1:], np.diff(tokens_T)
@@ -112,7 +113,7 @@ def area_above(
 
 
 def first_at_or_below(tokens_T: np.ndarray, loss_T: np.ndarray, level: float, start: int) -> float | None:
-    """First token position at or after index `start` where the piecewise linear curve is <= `level`; None if nowhere."""
+    """First token position at or after index `start` where the curve is <= `level`; None if nowhere."""
     below = np.flatnonzero(loss_T[start:] <= level)
     if not len(below):
         return None

@@ -1,8 +1,9 @@
 """One run in numbers: per set what changed since the switch, with intervals, and the phase x set matrix.
 
-Every set is compared with itself at its *reference step*. A set learned before the last phase is referred to the end of the
-phase that learned it: everything after is forgetting. A set learned in the last phase, or in none, is referred to the start
-of the last phase: what the last phase did to it. `forgetting` is the signed change since then; a learned set's is negative.
+Every set is compared with itself at its *reference step*. A set learned before the last phase is referred to the end of
+the phase that learned it: everything after is forgetting. A set learned in the last phase, or in none, is referred to
+the start of the last phase: what the last phase did to it. `forgetting` is the signed change since then; a learned
+set's is negative.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def downstream(run_summary: dict[str, Any]) -> list[str]:
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
-    """The closing table of a run: set, before, after, change ± half-width of its 95 % interval, and the stability gap."""
+    """The closing table of a run: before, after, change ± half of its 95 % interval, stability gap."""
     table = Table(box=None, pad_edge=False, header_style="", padding=(0, 2, 0, 0))
     table.add_column("set", no_wrap=True)
     for head in ("before", "after", "change", "stability\ngap: depth", "peak at", "recovered", "area"):

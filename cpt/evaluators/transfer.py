@@ -1,8 +1,9 @@
 """The phase x set matrix and what it says in one number: backward and forward transfer (Lopez-Paz & Ranzato 2017).
 
-`R[i][j]` is the loss of set j after phase i; row 0 is the model before any training of this run (for continual pre-training
-the *pre-trained* starting model, not a random one). The signs are those of the accuracy literature although R holds losses:
-a negative BWT is forgetting, a positive FWT means that earlier phases helped a set before its own phase began.
+`R[i][j]` is the loss of set j after phase i; row 0 is the model before any training of this run (for continual
+pre-training the *pre-trained* starting model, not a random one). The signs are those of the accuracy literature
+although R holds losses: a negative BWT is forgetting, a positive FWT means that earlier phases helped a set before its
+own phase began.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ def bwt(matrix: Matrix, learned_row: list[int | None]) -> float | None:
 
     Args:
       matrix: T + 1 rows.
-      learned_row: per set the row right after the phase that learned it (1..T), or None for a set never learned. Old sets
-        are those with a row before T.
+      learned_row: per set the row right after the phase that learned it (1..T), or None for a set never learned. Old
+        sets are those with a row before T.
 
     Returns:
       None when there is no old set, or one of them was not evaluated at both places.
@@ -38,7 +39,9 @@ def fwt(matrix: Matrix, learned_row: list[int | None]) -> float | None:
 
     None when no set is learned after the first phase, or one was not evaluated at both places.
     """
-    return _mean([_minus(matrix[0][j], matrix[i - 1][j]) for j, i in enumerate(learned_row) if i is not None and i >= 2])
+    return _mean(
+        [_minus(matrix[0][j], matrix[i - 1][j]) for j, i in enumerate(learned_row) if i is not None and i >= 2]
+    )
 
 
 def _loss_at(run: RunFiles, name: str, step: int) -> float | None:

@@ -1,4 +1,4 @@
-"""Shared parts of the plots: one colour per name, phases in the background, series thinned to what a screen can show."""
+"""Shared parts of the plots: one colour per name, phases in the background, series thinned for the screen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from cpt.evaluators.rows import RunFiles, number
 
-# Okabe and Ito's colour-blind-safe palette, in an order that keeps neighbours apart; legible on white and on near-black.
+# Okabe and Ito's colour-blind-safe palette, neighbours kept apart; legible on white and on near-black.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F")
 DASHES = ("solid", "dash", "dot", "dashdot")
 INK = "rgba(128,128,128,0.9)"
@@ -65,13 +65,16 @@ def layout(figure: go.Figure, height: int, **more: Any) -> go.Figure:
         template="none",
         **more,
     )
-    figure.update_xaxes(automargin=True, zeroline=False)
-    figure.update_yaxes(automargin=True, zeroline=False, gridwidth=1, showline=False)
+    figure.update_xaxes(automargin=True, zeroline=False, title_font_size=13, tickfont_size=12)
+    figure.update_yaxes(automargin=True, zeroline=False, title_font_size=13, tickfont_size=12)
     return figure
 
 
 def phase_bands(figure: go.Figure, run: RunFiles, labelled: bool = True) -> go.Figure:
     """Shade every other phase and mark each boundary; the names stand at the top left of their phase."""
+    if run.phases:
+        end = run.phases[-1]["first_token"] + run.phases[-1]["tokens"]
+        figure.update_xaxes(range=[-0.01 * end, 1.01 * end])
     for i, p in enumerate(run.phases):
         first = p["first_token"]
         if i % 2:

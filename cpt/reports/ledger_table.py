@@ -20,17 +20,18 @@ def shares(entries: list[Entry], phase: str, column: str) -> dict[tuple[str, str
 
 def ledger_table(entries: list[Entry]) -> Html:
     """Per phase and source: tokens planned and consumed, shares, unique tokens, epochs, FLOPs."""
-    heads = ["phase", "source", "role", "planned", "consumed", "share", "unique", "epochs", "FLOPs"]
+    heads = ["phase", "source", "role", "planned", "consumed", "unique", "share", "epochs", "FLOPs"]
     rows = []
     for e in entries:
         share = shares(entries, e["phase"], "tokens_consumed")[e["source"], e["role"]]
-        rows.append([e["phase"], e["source"], e["role"], f"{e['tokens_planned']:,}", f"{e['tokens_consumed']:,}",
-                     fmt.percent(share, 2), f"{e['unique_tokens']:,}", f"{e['epochs']:.3f}", human(e["flops"])])  # fmt: skip
+        counts = [f"{e[k]:,}" for k in ("tokens_planned", "tokens_consumed", "unique_tokens")]
+        names = [e["phase"], e["source"], e["role"]]
+        rows.append([*names, *counts, fmt.percent(share, 2), f"{e['epochs']:.3f}", human(e["flops"])])
     return table(heads, rows, "Ledger, in tokens", text_columns=3)
 
 
 def replay_line(entries: list[Entry]) -> str:
-    """`Replay: 30,720 of 614,400 tokens (5.00 %), 30,720 unique, 0 repeats.` for the phases that replay; else nothing."""
+    """`Replay: 30,720 of 614,400 tokens (5.00 %), 30,720 unique, 0 repeated.`, or nothing."""
     replayed = [e for e in entries if e["role"] == "replay"]
     if not replayed:
         return ""

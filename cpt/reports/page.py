@@ -1,8 +1,8 @@
 """`report.html`: one self-contained page that says what was learned, what was forgotten, and shows why.
 
 The page is a list of sections, each one file of `cpt/reports/sections` with a function of the same name that takes the
-run's files and returns a `Section`, or None when the run has nothing to show there. A file added to that folder appears on
-the page before the records. plotly.js is inlined once; nothing is loaded from anywhere.
+run's files and returns a `Section`, or None when the run has nothing to show there. A file added to that folder appears
+on the page before the records. plotly.js is inlined once; nothing is loaded from anywhere.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def render(title: str, sections: list[Section], state: str) -> str:
 <html lang="en"><head><meta charset="utf-8"><title>{escape(title)} · cpt report</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
 <style>{_asset("page.css")}</style><script>{plotly}</script></head>
-<body><header><p class="kicker">continual pre-training report</p><h1>{escape(title)}</h1><p class="state">{escape(state)}</p>
+<body><header><p class="kicker">continual pre-training report</p>
+<h1>{escape(title)}</h1><p class="state">{escape(state)}</p>
 <nav aria-label="sections">{nav}</nav></header><main>{body}</main>
 <footer>Losses are nats per token, higher is worse. ± is half of a 95 % bootstrap interval over evaluation sequences;
 it does not hold the spread between training seeds.</footer>

@@ -45,7 +45,7 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[object]], caption: str, 
 
     def cell(tag: str, i: int, value: object) -> str:
         scope = ' scope="col"' if tag == "th" else ""
-        return f'<{tag}{scope}{"" if i < text_columns else " class=num"}>{escape(str(value))}</{tag}>'
+        return f"<{tag}{scope}{'' if i < text_columns else ' class=num'}>{escape(str(value))}</{tag}>"
 
     def line(tag: str, values: Iterable[object]) -> str:
         return "<tr>" + "".join(cell(tag, i, v) for i, v in enumerate(values)) + "</tr>"

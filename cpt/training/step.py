@@ -58,7 +58,7 @@ def make_train_step(
 
     def train_step(state: State, batch: dict[str, jax.Array], lr: jax.Array, multipliers_K: jax.Array):
         (objective, (nats_K, tokens_K)), grads = gradients(state.params, batch, multipliers_K)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
         finite = jnp.isfinite(objective) & jnp.isfinite(grad_norm)

@@ -146,14 +146,24 @@ def test_docstrings_come_out_in_source_order_and_leave_code(tmp_path):
 
 
 def test_unreadable_and_unwanted_files_are_left_out(tmp_path, monkeypatch):
-    for name in ("good.py", "test/t.py", "lib/tests/t.py", "site-packages/s.py", "pydoc_data/topics.py", "bad.py"):
+    for name in (
+        "z.py",
+        "good.py",
+        "a/b.py",
+        "test/t.py",
+        "lib/tests/t.py",
+        "site-packages/s.py",
+        "pydoc_data/topics.py",
+        "bad.py",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x = 1" if name != "bad.py" else "print 'old'")
     (tmp_path / "nul.py").write_bytes(b"x = '\0'")
     (tmp_path / "dangling.py").symlink_to(tmp_path / "nowhere.py")
     monkeypatch.setattr(_stdlib.sysconfig, "get_path", lambda name: str(tmp_path))
-    assert [f.name for f in _stdlib.source_files.__wrapped__()] == ["good.py"]
-    (tmp_path / "good.py").unlink()
+    assert [f.name for f in _stdlib.source_files.__wrapped__()] == ["a/b.py", "good.py", "z.py"]
+    for name in ("a/b.py", "good.py", "z.py"):
+        (tmp_path / name).unlink()
     with pytest.raises(DataError, match="no standard library source files"):
         _stdlib.source_files.__wrapped__()
 

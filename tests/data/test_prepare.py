@@ -21,6 +21,7 @@ from cpt.data.store import TokenStore
 from cpt.data.tokenizers._base import TokenizerSpec, load
 from cpt.data.tokenizers.byte import byte
 from cpt.errors import ConfigError, DataError
+from cpt.prepare import _tokenizer
 
 DOCUMENTS = [f"document {i}: {'x' * (i % 7)} ü" for i in range(200)]
 
@@ -42,8 +43,12 @@ def test_chunks_are_short_join_to_the_document_and_end_at_lines(documents, size)
     for document in documents:
         chunks = list(chunked([document], size))
         assert "".join(chunks) == document and all(len(c) <= size for c in chunks)
-        for i, c in enumerate(chunks[:-1]):
-            assert c.endswith("\n") or (len(c) == size and "\n" not in c), (chunks, i)
+        start = 0
+        for c in chunks[:-1]:
+            window = document[start : start + size]
+            # All lines that fit, or, where not even one does, as much of it as does.
+            assert c == (window[: window.rindex("\n") + 1] if "\n" in window else window)
+            start += len(c)
     assert list(chunked(documents, None)) == documents
 
 
@@ -131,6 +136,11 @@ def test_a_failure_leaves_no_finished_store(tmp_path):
         prepare(breaks(), byte(), tmp_path, 0.1, {})
     assert set(contents(tmp_path)) == {".lock"}
     prepare(DOCUMENTS, byte(), tmp_path, 0.1, {})
+    # Nor does a failure while a damaged store is made again.
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match="ends badly"):
+        prepare(breaks(), byte(), tmp_path, 0.1, {})
+    assert not (tmp_path / "manifest.json").exists()
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
@@ -232,9 +242,8 @@ def test_stores_bring_their_tokenizer(tmp_path):
 def test_bare_megatron_pairs_need_no_tokenizer(tmp_path):
     prepare(DOCUMENTS, byte(), tmp_path, 0.0, {})
     (tmp_path / "manifest.json").unlink()
-    sources, tokenizer = open_sources(
-        {"a": SourceSpec(store=str(tmp_path / "train"))}, TokenizerSpec(), tmp_path, print
-    )
+    specs = {"a": SourceSpec(store=str(tmp_path / "train"))}
+    sources, tokenizer = open_sources(specs, TokenizerSpec(), tmp_path, print)
     assert tokenizer is None and sources["a"].validation is None and sources["a"].train.max_id() == 256
     assert open_sources(specs, BYTE, tmp_path, print)[1].kind == "byte"
 
@@ -325,15 +334,23 @@ def test_the_command_makes_a_store_and_ends_with_a_table(workplace):
     assert contents(workplace / "stores/new") == before
     # The command that an error names mends the damage it was named for.
     os.truncate(workplace / "stores/new/train.bin", 2)
-    assert (
-        subprocess.run(
-            ["bash", "-c", manifest["command"].replace("python", sys.executable, 1)], cwd=workplace
-        ).returncode
-        == 0
-    )  # noqa: E501
+    mend = manifest["command"].replace("python", sys.executable, 1)
+    assert subprocess.run(["bash", "-c", mend], cwd=workplace).returncode == 0
     assert contents(workplace / "stores/new") == before
     other = command(*flags[:1], "--tokenizer=bpe:301", *flags[2:], cwd=workplace)
     assert other.returncode == 2 and "holds a finished store with another description" in other.stderr
+
+
+def test_the_command_does_not_train_the_tokenizer_of_a_finished_store_again(tmp_path):
+    prepare(DOCUMENTS, byte(), tmp_path, 0.1, {"tokenizer": "bpe:300"})
+    unreadable = SourceSpec(f"{__name__}:unreadable")
+    assert _tokenizer("bpe:300", None, unreadable, tmp_path, {"tokenizer": "bpe:300", "command": "x"}).kind == "byte"
+    with pytest.raises(AssertionError, match="read again"):
+        _tokenizer("bpe:301", None, unreadable, tmp_path, {"tokenizer": "bpe:301", "command": "x"})
+
+
+def unreadable(path, text_field):
+    yield from unread()
 
 
 @pytest.mark.parametrize(

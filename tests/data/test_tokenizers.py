@@ -139,7 +139,9 @@ def test_the_end_of_document_token_is_found_by_name_or_given(tmp_path):
         load(path)
     given_one = file(TokenizerSpec(kind="file", path=str(path), eod_token="<stop>"))
     assert (given_one.eod_id, given_one.token_bytes()[0]) == (0, 0)
-    assert load(path, "the").hash != given_one.hash  # another end of documents makes other stores
+    other = load(path, "the")  # an ordinary token, which stands for no text once it ends documents
+    assert other.token_bytes()[other.eod_id] == 0 and other.eod_id > 256
+    assert other.hash != given_one.hash  # it makes other stores
     with pytest.raises(DataError, match=r"no token '<stpo>'; did you mean '<stop>'"):
         load(path, "<stpo>")
 

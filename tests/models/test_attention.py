@@ -27,11 +27,11 @@ def loop_attention(q, k, v, segments):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("block", [None, 1, 4, 11])
+@pytest.mark.parametrize("block", [None, 4])
 def test_attention_is_its_definition(packed, block):
     q, k, v = (normal(i, 2, 3, 11, 4) for i in range(3))
     segments = jnp.array([[0] * 4 + [1] * 7, [0] * 1 + [1] * 5 + [2] * 5]) if packed else None
-    got = attend(q, k, v, segments, block)
+    got = jax.jit(attend, static_argnums=4)(q, k, v, segments, block)
     np.testing.assert_allclose(got, loop_attention(q, k, v, segments), atol=2e-6)
 
 

@@ -44,9 +44,8 @@ def test_parameter_counts_of_pythia(name):
 @pytest.mark.parametrize("name", GFLOP)
 def test_flops_per_token_of_pythia(name):
     palm, causal = GFLOP[name]
-    digits = 4 if palm < 5 else 3
-    assert round(flops_per_token(pythia(name), 2048, "palm") / 1e9, digits) == pytest.approx(palm, abs=1.1e-4)
-    assert round(flops_per_token(pythia(name), 2048) / 1e9, digits) == pytest.approx(causal, abs=1.1e-3)
+    assert flops_per_token(pythia(name), 2048, "palm") / 1e9 == pytest.approx(palm, abs=5.1e-5)
+    assert flops_per_token(pythia(name), 2048) / 1e9 == pytest.approx(causal, abs=5.1e-5)
 
 
 def test_flops_of_410m_to_every_printed_digit():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.extend.core import jaxprs_in_params
 
 from cpt.objectives import cross_entropy as module
 from cpt.objectives.cross_entropy import automatic_rows, cross_entropy, weighted_sums
@@ -31,18 +32,19 @@ def test_is_its_definition():
     np.testing.assert_allclose(nll, definition(hidden, head, targets), rtol=1e-5)
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 40))
-def test_any_chunking_gives_the_same_values_and_gradients(batch, length, rows):
+@settings(max_examples=8, deadline=None)
+@given(st.sampled_from([(1, 1), (3, 7), (4, 6)]), st.integers(1, 25))
+def test_any_chunking_gives_the_same_values_and_gradients(shape, rows):
+    batch, length = shape
     hidden, head, targets = problem(batch, length)
-    weights = jnp.asarray(np.random.default_rng(1).standard_normal((batch, length)), jnp.float32)
+    weights = jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32)
 
     def run(rows):
         def loss(hidden, head):
             nll = cross_entropy(hidden, head, targets, rows)
             return (nll * weights).sum(), nll
 
-        (_, nll), grads = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(hidden, head)
+        (_, nll), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(hidden, head)
         return nll, *grads
 
     for chunked, whole in zip(run(rows), run(batch * length), strict=True):
@@ -58,7 +60,7 @@ def largest_array(rows, shape=(4, 64, 8), vocab=100):
     def visit(jaxpr):
         for eqn in jaxpr.eqns:
             seen.extend(v.aval.size for v in eqn.outvars)
-            for inner in jax.core.jaxprs_in_params(eqn.params):
+            for inner in jaxprs_in_params(eqn.params):
                 visit(inner)
 
     visit(jax.make_jaxpr(loss)(hidden, head).jaxpr)

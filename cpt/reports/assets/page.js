@@ -7,6 +7,7 @@ function themed(layout, dark) {
   const ink = dark ? "#e6e8ea" : "#1d2126", grid = dark ? "#2a2f36" : "#eceef0", paper = dark ? "#1c2025" : "#ffffff";
   const patch = {
     "font.color": ink, "font.family": getComputedStyle(document.body).fontFamily, "font.size": 13,
+    "modebar.bgcolor": "rgba(0,0,0,0)", "modebar.color": dark ? "#7d8793" : "#9aa4b0", "modebar.activecolor": ink,
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     "hoverlabel.bgcolor": paper, "hoverlabel.bordercolor": grid, "hoverlabel.font.color": ink,
   };

@@ -29,15 +29,18 @@ def answer(run: RunFiles) -> Section | None:
 
 def closing_table(summary: dict[str, Any]) -> Any:
     """Every set: before, after, change with its interval, the stability gap."""
-    heads = ["set", "learned in", "before", "after", "change", "bits per byte", "gap depth", "peak at", "recovered", "area"]
+    heads = ["set", "learned in", "before", "after", "change", "bits per byte"]
     rows = []
     for name, s in summary["sets"].items():
         bits = " to ".join(fmt.nats(s["bits_per_byte"][k]) for k in ("initial", "final"))
-        change = fmt.plus_minus(s["forgetting"], s["forgetting_ci95"])
+        change = fmt.change(s["forgetting"], s["forgetting_ci95"])
         rows.append([name, s["learned_in"] or "no phase", fmt.nats(s["initial"]), fmt.nats(s["final"]), change, bits,
                      *gap_cells(s["gap"])])  # fmt: skip
     return table(
-        heads, rows, "Loss in nats per token, before = at the switch, after = at the last evaluation", text_columns=2
+        [*heads, "gap depth", "peak at", "recovered", "area"],
+        rows,
+        "Loss in nats per token, before = at the switch, after = at the last evaluation",
+        text_columns=2,
     )
 
 
@@ -66,7 +69,7 @@ def _lead(summary: dict[str, Any], old: list[str]) -> str:
             back = gap["recovery_tokens"]
             after = f"was back after {fmt.tokens(back)} tokens" if back is not None else "has not come all the way back"
             parts.append(
-                f"Right after the switch {n} rose by {gap['depth']:.3f}, peaked at {fmt.tokens(gap['peak_tokens'])} tokens, "
+                f"After the switch {n} rose by {gap['depth']:.3f}, peaked at {fmt.tokens(gap['peak_tokens'])} tokens, "
                 f"and {after}; {max(gap['transient'], 0):.3f} of the rise was transient."
             )
     return " ".join(parts)
@@ -94,6 +97,6 @@ def _gap(name: str, s: dict[str, Any]) -> Card:
     gap = s["gap"]
     value = fmt.plus_minus(gap["depth"], gap["depth_ci95"], sign=False)
     _, peak, back, area = gap_cells(gap)
-    if not gap["depth"]:
+    if gap["depth"] == 0:
         return f"{name}, stability gap", fmt.nats(0.0), "the loss never rose above its value at the switch"
     return f"{name}, depth of the stability gap", value, f"peak at {peak}, recovered: {back}, area {area}"

@@ -72,15 +72,17 @@ def _plot(e: _Excursion, colour: str) -> Figure:
     figure.update_yaxes(title_text="nats per token", range=[_lowest(t, e.loss, g) - 0.14 * span, level + 1.22 * span])
     recovered = "not yet" if g.recovery_tokens is None else f"after {fmt.tokens(g.recovery_tokens)} tokens"
     words = (
-        f"Depth {g.depth:.3f}, peak at {fmt.tokens(g.peak_tokens)} tokens (step {g.peak_step}), recovered within {g.eps:g}: "
-        f"{recovered}, {area}, transient {max(g.transient, 0):.3f} nats per token."
+        f"Depth {g.depth:.3f}, peak at {fmt.tokens(g.peak_tokens)} tokens (step {g.peak_step}), recovered within "
+        f"{g.eps:g}: {recovered}, {area}, transient {max(g.transient, 0):.3f} nats per token."
     )
     return Figure(figure, words, f"Loss of {e.name} after the switch to {e.phase}. {words}")
 
 
 def _mark_peak_and_return(figure: go.Figure, g: StabilityGap, level: float, area: str) -> None:
     style = {"arrowhead": 0, "arrowwidth": 1, "arrowcolor": INK, "xanchor": "left"}
-    figure.add_shape(type="line", x0=g.peak_tokens, x1=g.peak_tokens, y0=level, y1=g.worst, line={"color": INK, "width": 1})
+    figure.add_shape(
+        type="line", x0=g.peak_tokens, x1=g.peak_tokens, y0=level, y1=g.worst, line={"color": INK, "width": 1}
+    )
     text = f"<b>peak +{g.depth:.3f}</b> at {fmt.tokens(g.peak_tokens)} tokens<br>{area}"
     figure.add_annotation(x=g.peak_tokens, y=g.worst, text=text, ax=28, ay=-6, align="left", **style)
     if g.recovery_tokens is not None and g.recovery_tokens > g.peak_tokens:
@@ -89,7 +91,7 @@ def _mark_peak_and_return(figure: go.Figure, g: StabilityGap, level: float, area
 
 
 def _above(tokens: np.ndarray, loss: np.ndarray, level: float) -> tuple[list[float], list[float]]:
-    """The curve clipped below at `level`, with a point at each crossing, so that the shaded area is the one measured."""
+    """The curve clipped below at `level`, with a point at each crossing: the shaded area is the one measured."""
     x, y = [float(tokens[0])], [max(float(loss[0]), level)]
     for t0, t1, a, b in zip(tokens[:-1], tokens[1:], loss[:-1] - level, loss[1:] - level, strict=True):
         if a * b < 0:

@@ -27,7 +27,7 @@ def mix(run: RunFiles) -> Section | None:
 
 
 def _bars(run: RunFiles, entries: list[dict], phases: list[str]) -> go.Figure:
-    # Phases are numbered on the axis and named by ticks: two phases of one run may not merge because of what plotly reads.
+    # Rows are numbered and named by ticks, so that no two names can merge into one category.
     keys = list(dict.fromkeys((e["source"], e["role"]) for e in entries))
     styles = style(dict.fromkeys([*names_of(run), *(s for s, _ in keys)]))
     rows = [(p, column) for p in phases for column in ("tokens_planned", "tokens_consumed")]
@@ -40,7 +40,8 @@ def _bars(run: RunFiles, entries: list[dict], phases: list[str]) -> go.Figure:
             go.Bar(
                 y=list(range(len(rows))), x=[round(100 * v, 4) for v in values], name=name, orientation="h",
                 marker={"color": styles[source]["color"],
-                        "pattern": {"shape": "/" if role == "replay" else "", "fgcolor": "#ffffff", "solidity": 0.3}},
+                        "pattern": {"shape": "/" if role == "replay" else "", "fillmode": "overlay",
+                                    "fgcolor": "#ffffff", "size": 6, "solidity": 0.25}},
                 text=[f"{100 * v:.3g} %" if v >= 0.04 else "" for v in values], textposition="inside",
                 insidetextanchor="middle", textangle=0, hovertemplate=f"{name}: %{{x:.3f}} %<extra></extra>",
             )

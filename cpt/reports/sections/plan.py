@@ -14,13 +14,15 @@ def plan(run: RunFiles) -> Section | None:
     if not run.phases:
         return None
     heads = ["phase", "mix", "replay", "learning rate", "optimizer", "tokens", "steps", "tokens per step"]
-    rows = [
-        [p["name"], _mix(p.get("mix") or {}), _replay(p.get("replay")), p.get("lr", fmt.DASH), p.get("optimizer", fmt.DASH),
-         f"{p['tokens']:,}", f"{p['steps']:,}", f"{p['tokens_per_step']:,}"]
-        for p in run.phases
-    ]  # fmt: skip
+    rows = [_row(p) for p in run.phases]
     totals = f"{run.plan.get('total_steps', 0):,} steps, {run.plan.get('total_tokens', 0):,} tokens in all"
     return Section("Plan", "", (table(heads, rows, totals, text_columns=5),))
+
+
+def _row(p: dict[str, Any]) -> list[str]:
+    words = [p["name"], _mix(p.get("mix") or {}), _replay(p.get("replay"))]
+    policy = [p.get(key) or fmt.DASH for key in ("lr", "optimizer")]
+    return [*words, *policy, *(f"{p[k]:,}" for k in ("tokens", "steps", "tokens_per_step"))]
 
 
 def _mix(mix: dict[str, float]) -> str:

@@ -25,7 +25,10 @@ def throughput(run: RunFiles) -> Section | None:
     figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.11)
     shown, shown_timed = thinned(rows, 800), thinned(timed, 800)
     rate = line(
-        [r["tokens"] for r in shown], [r["tokens_per_second"] for r in shown], "tokens/s", {"color": PALETTE[0], "width": 1}
+        [r["tokens"] for r in shown],
+        [r["tokens_per_second"] for r in shown],
+        "tokens/s",
+        {"color": PALETTE[0], "width": 1},
     )
     figure.add_trace(rate.update(hovertemplate="%{y:.4s} tokens/s"), row=1, col=1)
     share = [100 * r["data_wait_s"] / r["step_s"] for r in shown_timed]
@@ -37,5 +40,5 @@ def throughput(run: RunFiles) -> Section | None:
     figure.update_yaxes(title_text="tokens per second", row=1, col=1)
     figure.update_yaxes(title_text="data wait", ticksuffix=" %", row=1, col=2)
     figure.update_xaxes(title_text="tokens")
-    lead = f"Median {human(speed)} tokens per second; {fmt.percent(waited, 2)} of the step time went into waiting for data."
+    lead = f"Median {human(speed)} tokens per second; {fmt.percent(waited, 2)} of the time was spent waiting for data."
     return Section("Throughput", lead, (Figure(figure, "Per logged step.", lead),))

@@ -1,0 +1,129 @@
+"""The update: multipliers, accumulation, the non-finite guard, sums."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cpt.config import OptimizerSpec
+from cpt.models.base import build
+from cpt.models.spec import ModelSpec
+from cpt.objectives.cross_entropy import cross_entropy
+from cpt.optimizers.adamw import adamw
+from cpt.optimizers.policy import apply_policy
+from cpt.training.state import State
+from cpt.training.step import make_train_step
+
+MODEL = build(ModelSpec(layers=1, width=16, heads=2, vocab_size=31, context=8))
+TX = adamw(OptimizerSpec())
+ONES_K = jnp.ones(2, jnp.float32)
+
+
+@pytest.fixture
+def state() -> State:
+    params = MODEL.init(jax.random.key(0))
+    return State(params, TX.init(params))
+
+
+@pytest.fixture
+def batch() -> dict[str, jax.Array]:
+    windows_BxM = np.random.default_rng(0).integers(0, 31, (8, 9)).astype(np.int32)
+    return {
+        "tokens_BxL": jnp.asarray(windows_BxM[:, :-1]),
+        "targets_BxL": jnp.asarray(windows_BxM[:, 1:]),
+        "weights_BxL": jnp.ones((8, 8), jnp.float32),
+        "source_B": jnp.asarray([0, 1, 0, 0, 1, 0, 0, 0], jnp.int32),
+    }
+
+
+def update(state, batch, lr=1e-2, multipliers_K=ONES_K, accumulate=1):
+    return jax.jit(make_train_step(MODEL, TX, accumulate))(state, batch, jnp.float32(lr), multipliers_K)
+
+
+def same(a, b) -> bool:
+    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
+
+
+def test_unit_multipliers_are_plain_cross_entropy_bit_for_bit(state, batch):
+    """Against masked cross-entropy that knows of no sources: same loss, same parameters, every bit."""
+
+    def plain(params, batch):
+        nll_BxL = cross_entropy(MODEL.apply(params, batch["tokens_BxL"]), MODEL.head(params), batch["targets_BxL"])
+        return jnp.sum(nll_BxL * batch["weights_BxL"]) / jnp.sum(batch["weights_BxL"])
+
+    def plain_update(state, batch):
+        loss, grads = jax.value_and_grad(plain)(state.params, batch)
+        updates, opt_state = TX.update(grads, state.opt_state, state.params)
+        return State(jax.tree.map(lambda p, u: p - jnp.float32(1e-2) * u, state.params, updates), opt_state), loss
+
+    want, loss = jax.jit(plain_update)(state, batch)
+    got, sums = update(state, batch)
+    assert float(sums.objective) == float(loss)
+    assert same(got, want)
+
+
+def test_sums_per_column_and_weighted_objective(state, batch):
+    _, sums = update(state, batch, multipliers_K=jnp.asarray([0.5, 3.0]))
+    assert sums.tokens_K.tolist() == [48, 16]
+    nats_K = np.asarray(sums.nats_K, np.float64)
+    want = (0.5 * nats_K[0] + 3.0 * nats_K[1]) / (0.5 * 48 + 3.0 * 16)
+    assert float(sums.objective) == pytest.approx(want, rel=1e-6)
+
+
+def test_a_column_of_weight_zero_does_not_move_the_parameters(state, batch):
+    """Weight 0 on a column gives the update of a batch without it."""
+    multipliers_K = jnp.asarray([1.0, 0.0])
+    masked = {**batch, "weights_BxL": jnp.where((batch["source_B"] == 0)[:, None], 1.0, 0.0) * jnp.ones((8, 8))}
+    a, _ = update(state, batch, multipliers_K=multipliers_K)
+    b, _ = update(state, masked)
+    assert jax.tree.all(jax.tree.map(lambda x, y: jnp.allclose(x, y, atol=1e-7), a.params, b.params))
+    assert not same(a.params, update(state, batch)[0].params)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4, 8])
+def test_accumulation_is_the_same_update(state, batch, accumulate):
+    multipliers_K = jnp.asarray([0.7, 2.0])
+    whole, sums = update(state, batch, multipliers_K=multipliers_K)
+    parts, sums_parts = update(state, batch, multipliers_K=multipliers_K, accumulate=accumulate)
+    assert float(sums_parts.objective) == pytest.approx(float(sums.objective), rel=1e-5)
+    assert float(sums_parts.grad_norm) == pytest.approx(float(sums.grad_norm), rel=1e-5)
+    assert sums_parts.tokens_K.tolist() == sums.tokens_K.tolist()
+    assert jax.tree.all(jax.tree.map(lambda x, y: jnp.allclose(x, y, atol=1e-5), whole.opt_state, parts.opt_state))
+
+
+def test_a_step_that_is_not_finite_leaves_no_trace(state, batch):
+    broken = state._replace(params={**state.params, "head": {"kernel": state.params["head"]["kernel"].at[0, 0].set(jnp.nan)}})
+    new, sums = update(broken, batch)
+    assert not bool(sums.finite)
+    assert same(new.opt_state, broken.opt_state)
+    np.testing.assert_array_equal(new.params["embed"]["embedding"], broken.params["embed"]["embedding"])
+
+
+def test_learning_rate_zero_moves_moments_only(state, batch):
+    new, _ = update(state, batch, lr=0.0)
+    assert same(new.params, state.params)
+    assert not same(new.opt_state, state.opt_state)
+
+
+def test_decay_spares_biases_and_norms(state):
+    zero = jax.tree.map(jnp.zeros_like, state.params)
+    updates, _ = TX.update(zero, state.opt_state, state.params)
+    moved = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): bool(jnp.any(u != 0))
+        for path, u in jax.tree_util.tree_leaves_with_path(updates)
+    }
+    assert moved["embed/embedding"] and moved["head/kernel"]
+    assert not any(m for name, m in moved.items() if name.endswith(("bias", "scale")))
+
+
+@pytest.mark.parametrize(
+    ("policy", "count", "moments"),
+    [("keep", 1, True), ("lr0_warm", 1, True), ("reset", 0, False), ("reset_moments", 1, False), ("reset_count", 0, True)],
+)
+def test_policies_at_a_phase_edge(state, batch, policy, count, moments):
+    trained, _ = update(state, batch)
+    after = apply_policy(policy, TX, trained.params, trained.opt_state)
+    adam = next(s for s in jax.tree.leaves(after, is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState)) if hasattr(s, "mu"))
+    assert int(adam.count) == count
+    assert bool(jnp.any(adam.nu["head"]["kernel"] != 0)) == moments

@@ -61,7 +61,10 @@ def tiny():
             peak=3e-3,
             floor=3e-4,
             warmup=c.duration(fraction=0.01),
-            evaluate=(c.grid(geometric=0, every=c.duration(steps=50)), c.grid(geometric=64, every=c.duration(steps=25))),
+            evaluate=(
+                c.grid(geometric=0, every=c.duration(steps=50)),
+                c.grid(geometric=64, every=c.duration(steps=25)),
+            ),
         ),
     )
 
@@ -69,9 +72,7 @@ def tiny():
 def papers_410m():
     return c.run(
         name="pile_to_slimpajama_410m",
-        model=c.model(
-            layers=24, width=1024, heads=16, vocab_size=50_304, context=2048, compute_dtype="bfloat16"
-        ),
+        model=c.model(layers=24, width=1024, heads=16, vocab_size=50_304, context=2048, compute_dtype="bfloat16"),
         batch=c.batch(sequences=1104, length=2048, accumulate=24),
         tokenizer=c.tokenizer(kind="file", path="stores/pile/tokenizer.json"),
         sources=dict(pile=c.source(store="stores/pile"), slimpajama=c.source(store="stores/slimpajama")),

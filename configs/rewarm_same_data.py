@@ -22,7 +22,12 @@ def get_config():
         sources=dict(pile=c.source(corpus="stdlib_prose", validation=0.04, max_chars=8000)),
         order=("pile", "again"),
         phases=dict(
-            pile=c.phase(steps=240, mix={"pile": 1.0}, lr=c.lr(**cosine), evaluate=c.grid(geometric=0, every=c.duration(steps=60))),
+            pile=c.phase(
+                steps=240,
+                mix={"pile": 1.0},
+                lr=c.lr(**cosine),
+                evaluate=c.grid(geometric=0, every=c.duration(steps=60)),
+            ),
             again=c.phase(
                 steps=80,
                 mix={"pile": 1.0},

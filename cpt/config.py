@@ -223,7 +223,9 @@ class RunSpec:
     def __post_init__(self):
         for name in self.order:
             if name not in self.phases:
-                raise ConfigError(f"order: no phase '{name}'{nearest(name, self.phases)}  (phases: {', '.join(self.phases)})")
+                raise ConfigError(
+                    f"order: no phase '{name}'{nearest(name, self.phases)}  (phases: {', '.join(self.phases)})"
+                )
         for name in self.phases:
             if name not in self.order:
                 raise ConfigError(
@@ -263,7 +265,11 @@ def load(config: Mapping[str, Any], overridden: Mapping[str, Any] | None = None)
         for name in parents:
             node = node.get(name, {})
         for other in ("tokens", "steps", "fraction"):
-            if unit in ("tokens", "steps", "fraction") and other != unit and ".".join([*parents, other]) not in overridden:
+            if (
+                unit in ("tokens", "steps", "fraction")
+                and other != unit
+                and ".".join([*parents, other]) not in overridden
+            ):
                 node.pop(other, None)
     return parse(RunSpec, raw)
 

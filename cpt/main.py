@@ -29,7 +29,9 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe: FILE.py or FILE.py:ARGUMENT.", lock_config=False, accept_new_attributes=True
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/<name>-<hash of the plan>.")
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and its cost, and stop; needs no data and no accelerator.")
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print the plan and its cost, and stop; needs no data and no accelerator."
+)
 
 
 def main(argv: list[str]) -> int:

@@ -101,7 +101,9 @@ class Phase:
         if abs(total - 1) > 1e-6 or min(mix.values()) < 0:
             raise ConfigError(f"phases.{self.name}.mix: shares sum to {total:g} at step {step}, not 1 ({dict(mix)})")
         replay = self.spec.replay.share if self.spec.replay.active else 0.0
-        return tuple((1 - replay) * mix.get(c.source, 0.0) if c.role == "new" else replay * c.part for c in self.columns)
+        return tuple(
+            (1 - replay) * mix.get(c.source, 0.0) if c.role == "new" else replay * c.part for c in self.columns
+        )
 
     def multipliers(self, step: int) -> tuple[float, ...]:
         """Loss multiplier of a token of each column, weight / share; exactly 1.0 where no weight is set."""
@@ -193,7 +195,9 @@ class RunPlan:
 
     def learned_in(self, source: str) -> str | None:
         """The first phase that reads `source` as new data."""
-        return next((p.name for p in self.phases if any(c.role == "new" and c.source == source for c in p.columns)), None)
+        return next(
+            (p.name for p in self.phases if any(c.role == "new" and c.source == source for c in p.columns)), None
+        )
 
 
 def resolve(spec: RunSpec) -> RunPlan:
@@ -288,7 +292,9 @@ def _columns(spec: RunSpec, name: str, before: list[Phase]) -> tuple[Column, ...
         return (*new, Column(f"replay({replay.of})", "replay", None, replay.of))
     old = {s: q for s, q in earlier[replay.of].spec.mix.items() if q > 0}
     if both := set(old) & set(phase.mix):
-        raise ConfigError(f"{where}.replay.range: 'unseen' would read {sorted(both)} twice over; it is in `mix` already")
+        raise ConfigError(
+            f"{where}.replay.range: 'unseen' would read {sorted(both)} twice over; it is in `mix` already"
+        )
     label = f"replay({replay.of})"
     names = {s: label if len(old) == 1 else f"{label}/{s}" for s in sorted(old)}
     return (*new, *(Column(names[s], "replay", s, replay.of, old[s] / sum(old.values())) for s in names))

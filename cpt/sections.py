@@ -27,7 +27,9 @@ def section(cls: type, **given: Any) -> ConfigDict:
     names = _names(cls)
     for name in given:
         if name not in names:
-            raise ConfigError(f"{cls.__name__}.{name}: no such field{nearest(name, names)}  (fields: {', '.join(names)})")
+            raise ConfigError(
+                f"{cls.__name__}.{name}: no such field{nearest(name, names)}  (fields: {', '.join(names)})"
+            )
     hints = typing.get_type_hints(cls)
     out = ConfigDict()
     for field in dataclasses.fields(cls):
@@ -132,7 +134,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is typing.Literal:
         if value not in args:
             offered = ", ".join(map(repr, args))
-            raise ConfigError(f"{where}: {value!r} is not allowed{nearest(str(value), map(str, args))}  (one of: {offered})")
+            raise ConfigError(
+                f"{where}: {value!r} is not allowed{nearest(str(value), map(str, args))}  (one of: {offered})"
+            )
         return value
     return value if inner is Any else _scalar(inner, value, where)
 

@@ -1,6 +1,6 @@
 """A continual run small enough for tests: two artificial languages, a byte tokenizer, a one-layer model.
 
-    python -m cpt.main --config=tests/toy.py:DIR      # DIR gets corpora and stores
+python -m cpt.main --config=tests/toy.py:DIR      # DIR gets corpora and stores
 """
 
 import json
@@ -40,7 +40,9 @@ def get_config(root: str):
         },
         order=("first", "second"),
         phases=dict(
-            first=c.phase(steps=20, mix={"old": 1.0}, lr=schedule, evaluate=c.grid(geometric=4, every=c.duration(steps=10))),
+            first=c.phase(
+                steps=20, mix={"old": 1.0}, lr=schedule, evaluate=c.grid(geometric=4, every=c.duration(steps=10))
+            ),
             second=c.phase(
                 steps=20,
                 mix={"new": 1.0},

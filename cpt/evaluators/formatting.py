@@ -14,8 +14,11 @@ def nats(value: float | None, digits: int = 3) -> str:
 
 
 def signed(value: float | None, digits: int = 3) -> str:
-    """`+0.159` or `−2.468`."""
-    return DASH if value is None else f"{value:+.{digits}f}".replace("-", MINUS)
+    """`+0.159` or `−2.468`; what rounds to zero has no sign."""
+    if value is None:
+        return DASH
+    shown = round(value, digits)
+    return f"{shown:+.{digits}f}".replace("-", MINUS) if shown else f"{0:.{digits}f}"
 
 
 def half_width(ci: list[float] | None) -> float | None:

@@ -77,7 +77,9 @@ class SetLosses:
                 "bits_per_byte": nats / (np.log(2) * n_bytes) if n_bytes else None,
             }
             per_row = scored // len(mine)
-            out.append((row, {"set": s.name, "nats": [float(f"{x:.7g}") for x in mine], "tokens": [per_row] * len(mine)}))
+            out.append(
+                (row, {"set": s.name, "nats": [float(f"{x:.7g}") for x in mine], "tokens": [per_row] * len(mine)})
+            )
         return out
 
 
@@ -111,4 +113,3 @@ def take_set(name: str, source: Any, sequences: int, length: int, token_bytes: n
         )
     windows_RxM = source.validation.read_rows(np.arange(min(sequences, available)), length)
     return EvalSet(name, windows_RxM, None if token_bytes is None else token_bytes[windows_RxM[:, 1:]].sum(axis=1))
-

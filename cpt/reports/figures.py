@@ -59,9 +59,9 @@ def layout(figure: go.Figure, height: int, **more: Any) -> go.Figure:
     """The common layout; colours of paper, text and grid are set by the page."""
     figure.update_layout(
         height=height,
-        margin={"l": 64, "r": 20, "t": 40, "b": 48},
+        margin={"l": 64, "r": 20, "t": 62, "b": 48},
         hovermode="x unified",
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+        legend={"orientation": "h", "yref": "container", "y": 0.995, "yanchor": "top", "x": 1, "xanchor": "right"},
         template="none",
         **more,
     )

@@ -22,7 +22,9 @@ def plan_table(plan: RunPlan) -> Table:
             steps_text(phase.steps),
             mix_text(phase),
             phase.schedule.describe(),
-            "fresh" if phase.index == 0 else policy.policy + (f" {policy.steps}" if policy.policy == "lr0_warm" else ""),
+            "fresh"
+            if phase.index == 0
+            else policy.policy + (f" {policy.steps}" if policy.policy == "lr0_warm" else ""),
             evaluations_text(phase),
         )
     table.add_row("total", human(plan.total_tokens), steps_text(plan.total_steps))

@@ -105,9 +105,7 @@ class Checkpoints:
         ]
         return sorted(found, key=lambda s: (-s.step, s.kind))
 
-    def restore_latest(
-        self, abstract: State, say: Callable[[str], None]
-    ) -> tuple[Saved, State, dict[str, Any]] | None:
+    def restore_latest(self, abstract: State, say: Callable[[str], None]) -> tuple[Saved, State, dict[str, Any]] | None:
         """The newest sound full checkpoint as (saved, state, meta), or None.
 
         A damaged one is named through `say`, moved aside to `checkpoints/damaged/`, and the one before is tried.
@@ -201,7 +199,6 @@ def digest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     first = bits * (position * np.uint32(2654435761) | np.uint32(1))
     second = bits * ((position ^ (position >> 15)) * np.uint32(2246822519) | np.uint32(1))
     return jnp.sum(first, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)
-
 
 
 def _named(digests: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

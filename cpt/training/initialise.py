@@ -1,8 +1,8 @@
 """Where the state of a run comes from. In this order, and the branch taken is logged:
 
-  1. the run's own newest sound checkpoint (a preempted run goes on, whatever `init` says);
-  2. `init.from_run`: another run's checkpoint, `what` of it;
-  3. scratch: the model's own initialisation from the run's seed.
+1. the run's own newest sound checkpoint (a preempted run goes on, whatever `init` says);
+2. `init.from_run`: another run's checkpoint, `what` of it;
+3. scratch: the model's own initialisation from the run's seed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def _from_run(init: InitSpec, abstract: State) -> State:
     found = [s for s in other.finished(kinds) if init.step in (None, s.step)]
     if not found:
         steps = sorted({s.step for s in other.finished(kinds)})
-        raise RunError(f"init.from_run: {init.from_run} has no checkpoint{f' of step {init.step}' if init.step else ''}  (steps: {steps})")
+        raise RunError(
+            f"init.from_run: {init.from_run} has no checkpoint{f' of step {init.step}' if init.step else ''}  (steps: {steps})"
+        )
     try:
         return restore(found[0], abstract, params_only)[0]
     except DamagedCheckpoint as e:

@@ -75,7 +75,9 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
     )
     switch = {
         p.first_step: jax.jit(
-            lambda s, policy=p.spec.optimizer.policy: s._replace(opt_state=apply_policy(policy, tx, s.params, s.opt_state)),
+            lambda s, policy=p.spec.optimizer.policy: s._replace(
+                opt_state=apply_policy(policy, tx, s.params, s.opt_state)
+            ),
             donate_argnums=0,
             out_shardings=shardings,
         )
@@ -103,6 +105,7 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
             if not checkpoints.has(kind, step):
                 with jax.transfer_guard("allow"):
                     checkpoints.save(kind, step, state, facts | {"ledger": ledger.to_json()})
+        recorder.resume_clock()
 
     # ---- the loop -------------------------------------------------------------------------------------------------------
     step = start
@@ -193,7 +196,9 @@ def evaluation(plan: RunPlan, data: Data, model: base.Model, batch: NamedShardin
 def host_batches(plan: RunPlan, data: Data, mix: MixPlan) -> Batches:
     """This host's rows of every batch."""
     if plan.spec.batch.sequences % jax.process_count():
-        raise RunError(f"batch.sequences: {plan.spec.batch.sequences} rows cannot be split over {jax.process_count()} hosts")
+        raise RunError(
+            f"batch.sequences: {plan.spec.batch.sequences} rows cannot be split over {jax.process_count()} hosts"
+        )
     stores = {name: source.train for name, source in data.sources.items()}
     end = data.tokenizer.eod_id if plan.spec.batch.mask_documents and data.tokenizer is not None else None
     return Batches(mix, stores, jax.process_index(), jax.process_count(), end)

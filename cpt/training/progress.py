@@ -24,7 +24,10 @@ class TrainingProgress:
         self.plan, self.console, self.line_every_s = plan, console, line_every_s
         self.live = console.is_terminal
         self.bars = Progress(
-            TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description}"),
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
             console=console,
         )
         self._tasks: dict[str, Any] = {}

@@ -37,7 +37,9 @@ class Recorder:
       progress: shown to the person watching.
     """
 
-    def __init__(self, workdir: Path, plan: RunPlan, ledger: Ledger, losses: SetLosses | None, step: int, progress: Any):
+    def __init__(
+        self, workdir: Path, plan: RunPlan, ledger: Ledger, losses: SetLosses | None, step: int, progress: Any
+    ):
         self.workdir, self.plan, self.ledger, self.losses, self.progress = workdir, plan, ledger, losses, progress
         # metrics rows are numbered by the updates done after them, evaluations by the updates done before.
         cut(workdir / "metrics.jsonl", lambda row: row["step"] <= step)
@@ -51,6 +53,10 @@ class Recorder:
         self.busy_s = {"step": 0.0, "eval": 0.0, "data": 0.0}
         self._pending: deque[tuple] = deque()
         self._start_step, self._started, self._last_done = step, time.monotonic(), 0.0
+
+    def resume_clock(self) -> None:
+        """Do not charge the next update for the time since the last one (a checkpoint was saved, say)."""
+        self._last_done = time.monotonic()
 
     def evaluated(self, step: int, nats: jax.Array) -> None:
         """An evaluation of the parameters at `step` was dispatched."""
@@ -81,7 +87,8 @@ class Recorder:
         kind, step, result, dispatched, lr, data_wait_s = self._pending.popleft()
         host = jax.device_get(result)
         now = time.monotonic()
-        busy, self._last_done = now - max(dispatched, self._last_done), now
+        # Since the result before: what the host spends between two updates counts, or it would look free.
+        busy, self._last_done = now - (self._last_done or dispatched), now
         if kind == "eval":
             self.busy_s["eval"] += busy
             self._write_eval(step, host)
@@ -142,5 +149,3 @@ class Recorder:
 
 class NonFinite(RunError):
     """Too many updates in a row that were not finite."""
-
-

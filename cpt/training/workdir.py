@@ -49,7 +49,9 @@ def stored_plan(workdir: Path) -> tuple[RunPlan, dict[str, Any]] | None:
     path = workdir / "plan.json"
     if not path.exists():
         if workdir.is_dir() and (workdir / "checkpoints").exists():
-            raise RunError(f"{workdir}: holds checkpoints but no plan.json; it is not a run of ours, give another --workdir")
+            raise RunError(
+                f"{workdir}: holds checkpoints but no plan.json; it is not a run of ours, give another --workdir"
+            )
         return None
     try:
         stored = json.loads(path.read_text())
@@ -118,7 +120,9 @@ def _changed_phase(was: Phase, now: Phase, step: int) -> str | None:
         if was.schedule(s) != now.schedule(s):
             return f"{where}.lr: at step {was.first_step + s} it was {was.schedule(s):g}, the new plan says {now.schedule(s):g}"
         if was.shares(s) != now.shares(s):
-            return f"{where}.mix: at step {was.first_step + s} it was {was.shares(s)}, the new plan says {now.shares(s)}"
+            return (
+                f"{where}.mix: at step {was.first_step + s} it was {was.shares(s)}, the new plan says {now.shares(s)}"
+            )
     # Where shares vary, exact allocation may settle a remainder earlier in view of later shares.
     old, new = row_counts(was), row_counts(now)
     for s in range(min(was.steps, step - was.first_step) + 1):
@@ -140,9 +144,12 @@ def _difference(path: str, a: Any, b: Any) -> str:
     return f"{path}: it was {a!r}, the new plan says {b!r}"
 
 
-
-
 def newest_step(workdir: Path) -> int:
     """Step of the newest full checkpoint; 0 if there is none."""
-    steps = [int(p.name) for kind in ("anchor", "rolling") for p in (workdir / "checkpoints" / kind).glob("*") if p.name.isdigit()]
+    steps = [
+        int(p.name)
+        for kind in ("anchor", "rolling")
+        for p in (workdir / "checkpoints" / kind).glob("*")
+        if p.name.isdigit()
+    ]
     return max(steps, default=0)

@@ -171,7 +171,7 @@ def test_gradients_reach_every_parameter_and_remat_keeps_them():
     segments = jnp.broadcast_to(jnp.arange(24) // 7, (2, 24))
     grads = {}
     for remat in ("none", "full"):
-        model, params = loud(dataclasses.replace(SPEC, remat=remat))
+        model, params = loud(dataclasses.replace(SPEC, layers=1, remat=remat))
         grads[remat] = jax.grad(mean_nll, argnums=1)(model, params, row, segments)
     for grad in jax.tree.leaves(grads["none"]):
         assert jnp.isfinite(grad).all() and jnp.abs(grad).max() > 0
@@ -194,6 +194,9 @@ def test_bfloat16_computes_in_bfloat16_from_float32_parameters():
     hidden, exact = hidden_states(half, params, row), hidden_states(model, params, row)
     assert hidden.dtype == jnp.bfloat16 and exact.dtype == jnp.float32
     assert 1e-4 < float(jnp.abs(hidden - exact).mean()) < 0.05 * float(jnp.abs(exact).mean())
+    products = [e for e in jax.make_jaxpr(half.apply)(params, row).eqns if e.primitive.name == "dot_general"]
+    assert len(products) == 2 * 6  # four dense products and two of attention in each block
+    assert all(v.aval.dtype == jnp.bfloat16 for e in products for v in e.invars)
     grads = jax.grad(mean_nll, argnums=1)(half, params, tokens(5, 2, 25))
     assert all(g.dtype == jnp.float32 and jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
 

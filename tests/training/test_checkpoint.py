@@ -70,7 +70,9 @@ def test_wrong_shape_and_missing_meta_are_damage(tmp_path):
     checkpoints.save("anchor", 1, tree(), {})
     checkpoints.close()
     (saved,) = checkpoints.finished()
-    wrong = State({"a": {"kernel": jax.ShapeDtypeStruct((9, 9), jnp.float32)}}, {"count": jax.ShapeDtypeStruct((), jnp.int32)})
+    wrong = State(
+        {"a": {"kernel": jax.ShapeDtypeStruct((9, 9), jnp.float32)}}, {"count": jax.ShapeDtypeStruct((), jnp.int32)}
+    )
     with pytest.raises(DamagedCheckpoint, match="unreadable"):
         restore(saved, wrong)
     (saved.path / "meta" / "metadata").unlink()

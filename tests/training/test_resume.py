@@ -155,7 +155,9 @@ def test_extending_the_future_in_place_keeps_the_past(reference, tmp_path):
     longer.phases.third = toy.c.phase(steps=4, mix={"old": 1.0}, lr=toy.c.lr(kind="constant"))
     assert train(longer, root, run).step == 20
     assert rows(run, "metrics.jsonl")[:16] == rows(uncut, "metrics.jsonl")
-    assert json.loads((run / "plan.json").read_text())["history"] == [{"hash": resolve(load(config)).hash, "until_step": 16}]
+    assert json.loads((run / "plan.json").read_text())["history"] == [
+        {"hash": resolve(load(config)).hash, "until_step": 16}
+    ]
 
 
 @pytest.mark.slow

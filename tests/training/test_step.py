@@ -93,7 +93,9 @@ def test_accumulation_is_the_same_update(state, batch, accumulate):
 
 
 def test_a_step_that_is_not_finite_leaves_no_trace(state, batch):
-    broken = state._replace(params={**state.params, "head": {"kernel": state.params["head"]["kernel"].at[0, 0].set(jnp.nan)}})
+    broken = state._replace(
+        params={**state.params, "head": {"kernel": state.params["head"]["kernel"].at[0, 0].set(jnp.nan)}}
+    )
     new, sums = update(broken, batch)
     assert not bool(sums.finite)
     assert same(new.opt_state, broken.opt_state)
@@ -119,11 +121,19 @@ def test_decay_spares_biases_and_norms(state):
 
 @pytest.mark.parametrize(
     ("policy", "count", "moments"),
-    [("keep", 1, True), ("lr0_warm", 1, True), ("reset", 0, False), ("reset_moments", 1, False), ("reset_count", 0, True)],
+    [
+        ("keep", 1, True),
+        ("lr0_warm", 1, True),
+        ("reset", 0, False),
+        ("reset_moments", 1, False),
+        ("reset_count", 0, True),
+    ],
 )
 def test_policies_at_a_phase_edge(state, batch, policy, count, moments):
     trained, _ = update(state, batch)
     after = apply_policy(policy, TX, trained.params, trained.opt_state)
-    adam = next(s for s in jax.tree.leaves(after, is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState)) if hasattr(s, "mu"))
+    adam = next(
+        s for s in jax.tree.leaves(after, is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState)) if hasattr(s, "mu")
+    )
     assert int(adam.count) == count
     assert bool(jnp.any(adam.nu["head"]["kernel"] != 0)) == moments

@@ -19,7 +19,14 @@ pytestmark = pytest.mark.slow
 
 
 def run(root: Path, workdir: Path, devices: int, *flags: str) -> str:
-    command = [sys.executable, "-m", "cpt.main", f"--config={Path(toy.__file__)}:{root}", f"--workdir={workdir}", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "cpt.main",
+        f"--config={Path(toy.__file__)}:{root}",
+        f"--workdir={workdir}",
+        *flags,
+    ]
     env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -47,7 +54,9 @@ def test_eight_devices_give_the_losses_of_one(on_8):
     np.testing.assert_allclose(losses(eight, "eval.jsonl"), losses(root / "on_1", "eval.jsonl"), rtol=1e-3)
 
 
-@pytest.mark.parametrize(("devices", "flags"), [(4, ()), (1, ()), (8, ("--config.mesh.tensor=2", "--config.mesh.data=2"))])
+@pytest.mark.parametrize(
+    ("devices", "flags"), [(4, ()), (1, ()), (8, ("--config.mesh.tensor=2", "--config.mesh.data=2"))]
+)
 def test_a_checkpoint_of_eight_goes_on_elsewhere(on_8, tmp_path, devices, flags):
     root, eight = on_8
     workdir = tmp_path / "moved"

@@ -16,6 +16,8 @@ def linear(phase: Any, sources: Mapping[str, Any], step: int) -> Mapping[str, fl
     """
     start, end = phase.spec.mix, phase.spec.mixer.options.get("end", {})
     if set(start) != set(end):
-        raise ConfigError(f"phases.{phase.name}.mixer.options.end: name the sources of `mix`, {sorted(start)} (got {sorted(end)})")
+        raise ConfigError(
+            f"phases.{phase.name}.mixer.options.end: name the sources of `mix`, {sorted(start)} (got {sorted(end)})"
+        )
     u = step / max(1, phase.steps - 1)
     return {name: start[name] + (end[name] - start[name]) * u for name in start}

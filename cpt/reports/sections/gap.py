@@ -87,7 +87,9 @@ def _mark_peak_and_return(figure: go.Figure, g: StabilityGap, level: float, area
     figure.add_annotation(x=g.peak_tokens, y=g.worst, text=text, ax=28, ay=-6, align="left", **style)
     if g.recovery_tokens is not None and g.recovery_tokens > g.peak_tokens:
         text = f"recovered at {fmt.tokens(g.recovery_tokens)} tokens"
-        figure.add_annotation(x=g.recovery_tokens, y=level + g.eps, text=text, ax=12, ay=-34, **style)
+        figure.add_annotation(
+            x=g.recovery_tokens, y=level + g.eps, text=text, ax=0, ay=-40, **{**style, "xanchor": "center"}
+        )
 
 
 def _above(tokens: np.ndarray, loss: np.ndarray, level: float) -> tuple[list[float], list[float]]:

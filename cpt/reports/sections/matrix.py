@@ -34,7 +34,7 @@ def matrix(run: RunFiles) -> Section | None:
             hovertemplate="%{x}, %{y}: %{text} nats/token<br>%{z:.3f} above the best<extra></extra>",
         )
     )
-    layout(figure, 104 + 58 * len(m["phases"]))
+    layout(figure, 116 + 58 * len(m["phases"]))
     figure.update_layout(hovermode="closest")
     figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
     figure.update_xaxes(showgrid=False, side="top", type="category")

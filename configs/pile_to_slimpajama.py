@@ -3,8 +3,9 @@
     python -m cpt.main --config=configs/pile_to_slimpajama.py            # a laptop, nothing prepared
     python -m cpt.main --config=configs/pile_to_slimpajama.py:410m       # the papers' recipe
 
-`:tiny` (the default) needs no data: English prose and Python code, both read from the running Python's standard library, stand
-in for The Pile and SlimPajama. `:410m` is the shape, budget and schedule of the papers on your token stores.
+`:tiny` (the default) needs no data: English prose and Python code, both read from the running Python's standard
+library, stand in for The Pile and SlimPajama. `:410m` is the shape, budget and schedule of the papers on your token
+stores.
 """
 
 from cpt import config as c
@@ -41,7 +42,7 @@ def two_phases(tokens, *, peak, floor, warmup, evaluate):
 def tiny():
     return c.run(
         name="pile_to_slimpajama",
-        notice="stand-in corpora: pile = English prose, slimpajama = Python code, both from this Python's standard library",
+        notice="stand-in corpora: pile = English prose, slimpajama = Python code, from this Python's standard library",
         model=c.model(layers=2, width=128, heads=4, vocab_size=2048, context=128),
         batch=c.batch(sequences=16, length=128),
         tokenizer=c.tokenizer(kind="bpe", vocab_size=2048, train_on="pile"),

@@ -4,8 +4,9 @@
     python -m cpt.main --config=configs/rewarm_same_data.py --config.phases.again.lr.peak=6e-3     # twice the peak
     python -m cpt.main --config=configs/rewarm_same_data.py --config.phases.again.lr.kind=constant # no re-warming
 
-The control of every claim about a stability gap: no data changes at the switch, so what the upstream loss loses there is due to
-the learning rate alone. It rises when the rate is re-warmed, more with a higher peak, and not when the rate stays where it was.
+The control of every claim about a stability gap: no data changes at the switch, so what the upstream loss loses there
+is due to the learning rate alone. It rises when the rate is re-warmed, more with a higher peak, and not when the rate
+stays where it was.
 """
 
 from cpt import config as c

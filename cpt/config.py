@@ -1,7 +1,7 @@
 """The config of a run: what a recipe writes down, as frozen and validated dataclasses.
 
-A recipe (`configs/*.py`) builds the same sections as `ConfigDict`s with the helpers at the end of this file; every field can
-then be overridden by name on the command line. `load` turns what came out into a `RunSpec`.
+A recipe (`configs/*.py`) builds the same sections as `ConfigDict`s with the helpers at the end of this file; every
+field can then be overridden by name on the command line. `load` turns what came out into a `RunSpec`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class ReplaySpec:
       range: `seen` reads the rows that phase consumed; `unseen` goes on where its sources stopped; `reservoir` reads a
         uniform sample of `reservoir` tokens of what was seen.
       order: `original` keeps the order in which the phase consumed its rows (as the paper does); `shuffled` does not.
-      accounting: `fixed_total` displaces new tokens and keeps the compute; `fixed_new` adds replay on top of the phase's
+      accounting: `fixed_total` displaces new tokens and keeps the compute; `fixed_new` adds replay on top of the
+      phase's
         budget of new tokens.
       max_repeats: passes over the range that are allowed; needing more is an error, never a silent wrap-around.
       reservoir: size of the reservoir in tokens.
@@ -97,8 +98,9 @@ class PolicySpec:
     """What happens to the optimizer state when the phase begins (2403.08763 resets it at each switch).
 
     Attributes:
-      policy: `keep`; `reset` (all of it); `reset_moments` (moments, not the bias-correction count); `reset_count` (the count,
-        not the moments); `lr0_warm` (keep, and hold the learning rate at 0 for `steps` so that the moments adapt first).
+      policy: `keep`; `reset` (all of it); `reset_moments` (moments, not the bias-correction count); `reset_count` (the
+        count, not the moments); `lr0_warm` (keep, and hold the learning rate at 0 for `steps` so that the moments
+        adapt first).
       steps: length of `lr0_warm`.
     """
 
@@ -150,7 +152,7 @@ class OptimizerSpec:
 
 @dataclass(frozen=True)
 class SetSpec:
-    """A named evaluation set: the first `sequences` rows of a source's validation split, the same at every evaluation."""
+    """A named evaluation set: the first `sequences` rows of a source's validation split, always the same ones."""
 
     source: str
     sequences: int = 64
@@ -167,7 +169,7 @@ class EvaluationSpec:
 
 @dataclass(frozen=True)
 class CheckpointSpec:
-    """Anchors (phase edges, full) are always kept; `grid` saves parameters only; `rolling` saves all and keeps the newest."""
+    """Anchors (phase edges, full) are always kept; `grid` saves parameters only; `rolling` all, keeping the newest."""
 
     grid: Duration | None = None
     rolling: Duration = Duration(fraction=0.1)
@@ -229,7 +231,8 @@ class RunSpec:
         for name in self.phases:
             if name not in self.order:
                 raise ConfigError(
-                    f"phases.{name}: no such phase in `order`{nearest(name, self.order)}  (order: {', '.join(self.order)})"
+                    f"phases.{name}: no such phase in `order`{nearest(name, self.order)}  "
+                    f"(order: {', '.join(self.order)})"
                 )
         if len(set(self.order)) != len(self.order) or not self.order:
             raise ConfigError(f"order: each phase once, at least one (got {self.order})")

@@ -1,8 +1,8 @@
 """The RunPlan: an ordered list of phases, resolved once. Everything else is a pure function of (plan, step).
 
-A step is an optimizer update; step `t` is the state after `t` updates and update `t` (0-based) is what leads from `t` to
-`t + 1`. Learning rate, mix, evaluation and checkpoints are asked of the plan by step, so a run's whole mutable state is
-`params`, `opt_state` and one integer, and nothing is restored that can be computed.
+A step is an optimizer update; step `t` is the state after `t` updates and update `t` (0-based) is what leads from `t`
+to `t + 1`. Learning rate, mix, evaluation and checkpoints are asked of the plan by step, so a run's whole mutable state
+is `params`, `opt_state` and one integer, and nothing is restored that can be computed.
 """
 
 from __future__ import annotations
@@ -272,7 +272,8 @@ def _columns(spec: RunSpec, name: str, before: list[Phase]) -> tuple[Column, ...
     for source in phase.mix:
         if source not in spec.sources:
             raise ConfigError(
-                f"{where}.mix.{source}: no such source{nearest(source, spec.sources)}  (sources: {', '.join(spec.sources)})"
+                f"{where}.mix.{source}: no such source{nearest(source, spec.sources)}  "
+                f"(sources: {', '.join(spec.sources)})"
             )
     new = tuple(Column(s, "new", s) for s in sorted(phase.mix))
     replay = phase.replay

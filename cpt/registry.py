@@ -1,7 +1,8 @@
-"""Find a method by name: `kind="cosine"` is the file `cosine.py` of its room; `kind="mypkg.mixers:Curriculum"` is yours.
+"""Find a method by name: `kind="cosine"` is `cosine.py` of its room; `kind="mypkg.mixers:Curriculum"` is yours.
 
 There is nothing to register. A room is a package whose files each hold one method; the method is the public function or
-class that has the same name as its file. So adding one is adding a file, and what a room offers is what its folder holds.
+class that has the same name as its file. So adding one is adding a file, and what a room offers is what its folder
+holds.
 """
 
 from __future__ import annotations

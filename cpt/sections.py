@@ -1,7 +1,7 @@
 """Config sections: frozen dataclasses are the schema, `ConfigDict`s are what people write and override.
 
-A dataclass says which fields a section has, their types and defaults. `section(cls, **given)` makes the `ConfigDict` that a
-recipe holds: every field is in it (a `None` as a typed placeholder), so each is reachable from the command line.
+A dataclass says which fields a section has, their types and defaults. `section(cls, **given)` makes the `ConfigDict`
+that a recipe holds: every field is in it (a `None` as a typed placeholder), so each is reachable from the command line.
 `parse(cls, raw, where)` makes the frozen dataclass back and names field, value and nearest name when something is off.
 """
 

@@ -3,8 +3,8 @@
     python -m cpt.bench                                  # the tiny recipe
     python -m cpt.bench --config=FILE.py --out=bench/    # another one; writes bench/step.json
 
-Two things run in turn, several times over, on the same model and the same tokens: our trainer, and a plain jitted loop with the
-same model that does nothing else. Machines are noisy, so the figure to trust is their ratio within one run.
+Two things run in turn, several times over, on the same model and the same tokens: our trainer, and a plain jitted loop
+with the same model that does nothing else. Machines are noisy, so the figure to trust is their ratio within one run.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def main(argv: list[str]) -> int:
         )
     console.print(table)
     console.print(
-        f"matmul peak, same run: {result['peak_gflops_per_second']:.0f} GFLOP/s · trainer/plain: median of {ROUNDS.value} rounds "
-        f"{result['ratio']:.3f} (rounds {', '.join(f'{r:.3f}' for r in result['ratios'])})",
+        f"matmul peak, same run: {result['peak_gflops_per_second']:.0f} GFLOP/s · "
+        f"trainer/plain: median of {ROUNDS.value} rounds {result['ratio']:.3f} (rounds {', '.join(f'{r:.3f}' for r in result['ratios'])})",
         highlight=False,
     )
     if OUT.value:

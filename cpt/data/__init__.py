@@ -1,1 +1,1 @@
-"""From raw text to exact batches: corpora -> tokenizers -> token stores -> mixers -> loader, and the ledger of it all."""
+"""From raw text to exact batches: corpora -> tokenizers -> token stores -> mixers -> loader, and the ledger."""

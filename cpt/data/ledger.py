@@ -1,7 +1,8 @@
 """The ledger: tokens and FLOPs of every source in every phase, planned and consumed. They must be equal, always.
 
-`planned` follows from the mix plan; `consumed` is counted on the device from the batches that were trained on. A difference
-means that the data is not what the plan says, so the run stops rather than report numbers about something else.
+`planned` follows from the mix plan; `consumed` is counted on the device from the batches that were trained on. A
+difference means that the data is not what the plan says, so the run stops rather than report numbers about something
+else.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Ledger:
             for column, want, got in zip(phase.columns, planned, self.consumed[phase.index], strict=True):
                 if want != got:
                     raise RunError(
-                        f"ledger: at step {self.step}, phase {phase.name}: {column.name} consumed {got:,} tokens, planned {want:,};"
-                        " the data is not what the plan says (was a store changed?)"
+                        f"ledger: at step {self.step}, phase {phase.name}: {column.name} consumed {got:,} tokens, "
+                        f"planned {want:,}; the data is not what the plan says (was a store changed?)"
                     )
 
     def to_json(self) -> dict[str, Any]:

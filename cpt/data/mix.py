@@ -1,11 +1,12 @@
 """Which row of which source is row `b` of batch `t`: a pure function of the plan, the store sizes and the step.
 
 Three layers, each exact and each random-access:
-  1. `Allocation` turns the shares of a phase into whole rows per batch, never more than one row away from the shares' sum.
-  2. Every column (a source, or a replay) has a cursor: how many of its rows came before. It follows from the counts, so a
-     source goes on in a later phase where it stopped, on any machine, after any restart.
-  3. A cursor is mapped to a row: for a source by a keyed permutation per epoch, for replay by going back to the row that the
-     replayed phase read at that place of its stream.
+  1. `Allocation` turns the shares of a phase into whole rows per batch, never more than one row away from the shares'
+     sum.
+  2. Every column (a source, or a replay) has a cursor: how many of its rows came before. It follows from the counts,
+     so a source goes on in a later phase where it stopped, on any machine, after any restart.
+  3. A cursor is mapped to a row: for a source by a keyed permutation per epoch, for replay by going back to the row
+     that the replayed phase read at that place of its stream.
 """
 
 from __future__ import annotations
@@ -152,7 +153,8 @@ class MixPlan:
             repeats, cap = count / self.range_size(phase, column), phase.spec.replay.max_repeats
             if repeats > cap:
                 raise ConfigError(
-                    f"phases.{phase.name}.replay.max_repeats: the plan replays its range {repeats:.3g} times, {cap:g} allowed"
+                    f"phases.{phase.name}.replay.max_repeats: the plan replays its range {repeats:.3g} times, "
+                    f"{cap:g} allowed"
                 )
 
 

@@ -1,7 +1,7 @@
 """Loss of many fixed sets in one compiled program: the same rows in the same order at every evaluation.
 
-All sets are laid end to end, padded to whole passes, and kept on the devices; one call returns the nats of every row. Rows
-are summed per set on the host in float64, so a set's loss does not depend on what other sets there are.
+All sets are laid end to end, padded to whole passes, and kept on the devices; one call returns the nats of every row.
+Rows are summed per set on the host in float64, so a set's loss does not depend on what other sets there are.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def take_set(name: str, source: Any, sequences: int, length: int, token_bytes: n
     available = source.validation.rows(length) if source.validation is not None else 0
     if not available:
         raise DataError(
-            f"evaluation.sets.{name}: the validation split of source '{source.name}' holds no row of {length + 1} tokens; "
-            f"prepare it with a larger validation share"
+            f"evaluation.sets.{name}: the validation split of source '{source.name}' holds no row of {length + 1} "
+            f"tokens; prepare it with a larger validation share"
         )
     windows_RxM = source.validation.read_rows(np.arange(min(sequences, available)), length)
     return EvalSet(name, windows_RxM, None if token_bytes is None else token_bytes[windows_RxM[:, 1:]].sum(axis=1))

@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov and Hutter, 1711.05101) without a learning rate: the trainer multiplies it in, by step, from the plan."""
+"""AdamW (Loshchilov and Hutter, 1711.05101) without a learning rate: the trainer multiplies in the plan's, by step."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def adamw(spec: Any) -> optax.GradientTransformation:
 
 
 def _decayed(params: Any) -> Any:
-    """Biases and norm scales are not decayed (GPT-NeoX). Their leaves are called `bias` and `scale`, whatever their rank."""
+    """Biases and norm scales are not decayed (GPT-NeoX); their leaves are called `bias` and `scale`."""
     return jax.tree.map_with_path(lambda path, _: path[-1].key not in ("bias", "scale"), params)

@@ -1,7 +1,7 @@
 """What happens to the optimizer state when a phase begins.
 
-Resetting it is part of the re-warming recipe of 2403.08763; continued runs of others keep it. Both are one config line, and
-the choice is logged.
+Resetting it is part of the re-warming recipe of 2403.08763; continued runs of others keep it. Both are one config line,
+and the choice is logged.
 """
 
 from __future__ import annotations

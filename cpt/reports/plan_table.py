@@ -39,7 +39,8 @@ def cost_line(plan: RunPlan) -> str:
     counts = {k: sum(k in at for at in kinds) for k in ("anchor", "grid", "rolling")}
     return (
         f"{spec.model.family} {human(parameter_count(spec.model))} parameters · batch {spec.batch.sequences} x "
-        f"{spec.batch.length} = {spec.batch.sequences * spec.batch.length:,} tokens per step · {human(flops)[:-1]} {human(flops)[-1]}FLOP · "
+        f"{spec.batch.length} = {spec.batch.sequences * spec.batch.length:,} tokens per step · "
+        f"{human(flops)[:-1]} {human(flops)[-1]}FLOP · "
         f"checkpoints: {counts['anchor']} anchors, {counts['grid']} grid, {counts['rolling']} rolling "
         f"(newest {spec.checkpoints.keep_rolling} kept)"
     )

@@ -4,8 +4,9 @@
     checkpoints/rolling/<step>   params, opt_state, meta     the newest few
     checkpoints/grid/<step>      params, meta                kept, for evaluation later
 
-Orbax restores a file with a flipped bit silently, so `meta` carries a digest of every array. It is a pair of position-weighted
-sums modulo 2**32 computed where the array lies: any single flipped bit changes it, and it does not depend on the topology.
+Orbax restores a file with a flipped bit silently, so `meta` carries a digest of every array. It is a pair of
+position-weighted sums modulo 2**32 computed where the array lies: any single flipped bit changes it, and it does not
+depend on the topology.
 """
 
 from __future__ import annotations

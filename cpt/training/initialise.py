@@ -63,7 +63,8 @@ def _from_run(init: InitSpec, abstract: State) -> State:
     if not found:
         steps = sorted({s.step for s in other.finished(kinds)})
         raise RunError(
-            f"init.from_run: {init.from_run} has no checkpoint{f' of step {init.step}' if init.step else ''}  (steps: {steps})"
+            f"init.from_run: {init.from_run} has no checkpoint{f' of step {init.step}' if init.step else ''}  "
+            f"(steps: {steps})"
         )
     try:
         return restore(found[0], abstract, params_only)[0]

@@ -36,7 +36,8 @@ from cpt.training.step import make_train_step
 
 @dataclass(frozen=True)
 class Data:
-    """The opened data of a run: `sources` by name (each with `.train`, `.validation`, `.epochs`) and the tokenizer, if known."""
+    """The opened data of a run: `sources` by name (each with `.train`, `.validation`, `.epochs`) and the tokenizer, if
+    known."""
 
     sources: Mapping[str, Any]
     tokenizer: Any
@@ -84,7 +85,7 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
         for p in plan.phases[1:]
     }
 
-    # ---- where the run stands -----------------------------------------------------------------------------------------
+    # ---- where the run stands ----
     checkpoints = Checkpoints(workdir / "checkpoints", spec.checkpoints.keep_rolling)
     checkpoints.clean()
     say = lambda line: console.print(line, highlight=False, soft_wrap=True)  # noqa: E731
@@ -107,7 +108,7 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
                     checkpoints.save(kind, step, state, facts | {"ledger": ledger.to_json()})
         recorder.resume_clock()
 
-    # ---- the loop -------------------------------------------------------------------------------------------------------
+    # ---- the loop ----
     step = start
     with StopRequest() as stop, progress, jax.transfer_guard("disallow"):
         try:
@@ -156,7 +157,8 @@ def check_data(plan: RunPlan, data: Data) -> MixPlan:
     spec = plan.spec
     if data.tokenizer is not None and data.tokenizer.vocab_size > spec.model.vocab_size:
         raise DataError(
-            f"tokenizer: its {data.tokenizer.vocab_size} ids exceed model.vocab_size={spec.model.vocab_size}; raise model.vocab_size"
+            f"tokenizer: its {data.tokenizer.vocab_size} ids exceed model.vocab_size={spec.model.vocab_size}; "
+            "raise model.vocab_size"
         )
     for name, source in data.sources.items():
         if (largest := source.train.max_id()) >= spec.model.vocab_size:
@@ -217,4 +219,7 @@ def last_good(checkpoints: Checkpoints) -> str:
     saved = checkpoints.finished()
     if not saved:
         return "no checkpoint was saved before"
-    return f"the last good checkpoint is {saved[0].path} (step {saved[0].step}); lower the learning rate from there and run again"
+    last = saved[0]
+    return (
+        f"the last good checkpoint is {last.path} (step {last.step}); lower the learning rate from there and run again"
+    )

@@ -56,7 +56,8 @@ class TrainingProgress:
     def trained(self, row: dict[str, Any], seconds_left: float | None) -> None:
         """Draw the state after the update of `row` (a row of metrics.jsonl)."""
         phase = self.plan.phase_at(row["step"] - 1)
-        note = f"loss {row['loss']:.3f}  lr {compact(row['lr'])}  {human(row['tokens_per_second'])} tok/s{self._gap(phase)}"
+        speed = human(row["tokens_per_second"])
+        note = f"loss {row['loss']:.3f}  lr {compact(row['lr'])}  {speed} tok/s{self._gap(phase)}"
         if seconds_left is not None:
             note += f"  eta {int(seconds_left) // 60}:{int(seconds_left) % 60:02d}"
         done = row["step"] - phase.first_step

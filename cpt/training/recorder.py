@@ -1,7 +1,7 @@
 """What the loop leaves on disk: metrics, evaluations, ledger; fetched from the devices one update late.
 
-While update `t` runs, the results of update `t - 1` are fetched and written, so the host never makes the devices wait. The
-files only ever hold rows that belong to one history: a resumed run cuts them back to its step first.
+While update `t` runs, the results of update `t - 1` are fetched and written, so the host never makes the devices wait.
+The files only ever hold rows that belong to one history: a resumed run cuts them back to its step first.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Refuse to train on a backend that adds wrongly.
 
-jaxlib 0.10.2 returns a number some 0.2 to 0.8 % below the right 1073741824 for the last row below on CPU (jax issue 39103: a rewrite of
-sum-of-products into a fused dot). Sums of squares are everywhere here (norms, per-row losses), and the result looks plausible.
+jaxlib 0.10.2 returns a number some 0.2 to 0.8 % below the right 1073741824 for the last row below on CPU (jax issue
+39103: a rewrite of sum-of-products into a fused dot). Sums of squares are everywhere here (norms, per-row losses), and
+the result looks plausible.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from cpt.errors import RunError
 
 
 def summed_squares(n: int = 32769) -> float:
-    """The reproducer: per-row sums of squares through `vmap` and `jit`; the last row is (n - 1, 0, 0), so (n - 1)**2 is right."""
+    """The reproducer: per-row sums of squares through `vmap` and `jit`; the last row is (n - 1, 0, 0)."""
     rows_Nx3 = np.zeros((n, 3), np.float32)
     rows_Nx3[:, 0] = np.arange(n)
     matrix = jnp.eye(3, dtype=jnp.float32)
@@ -27,6 +28,6 @@ def selfcheck() -> None:
     got, want = summed_squares(), 32768.0**2
     if abs(got - want) > 1e-4 * want:  # reduced-precision matrix units round; the bug is 20 times larger
         raise RunError(
-            f"jax {jax.__version__} on {jax.default_backend()} sums wrongly: {got:.0f} for {want:.0f} (jax issue 39103); "
-            "install another version, e.g. jax==0.10.1"
+            f"jax {jax.__version__} on {jax.default_backend()} sums wrongly: {got:.0f} for {want:.0f} "
+            "(jax issue 39103); install another version, e.g. jax==0.10.1"
         )

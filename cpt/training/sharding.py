@@ -38,8 +38,8 @@ def make_mesh(spec: MeshSpec, rows: int) -> Mesh:
         raise ConfigError(f"mesh: {shape} is not the number of devices, {devices}")
     if rows % (sizes["data"] * sizes["fsdp"]):
         raise ConfigError(
-            f"mesh: {rows} rows per micro-batch cannot be split over {shape}; choose batch.sequences (and accumulate) so that "
-            f"{sizes['data'] * sizes['fsdp']} divides it, or use fewer devices"
+            f"mesh: {rows} rows per micro-batch cannot be split over {shape}; choose batch.sequences (and accumulate) "
+            f"so that {sizes['data'] * sizes['fsdp']} divides it, or use fewer devices"
         )
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
 
@@ -51,8 +51,8 @@ def parameter_shardings(mesh: Mesh, axes: Any, abstract: Any) -> Any:
       axes: tree of tuples of logical names (`Model.logical_axes`).
       abstract: tree of `ShapeDtypeStruct` of the same structure.
 
-    Vectors (biases, norm scales) are replicated: gathering them would cost more than their memory. A dimension that its mesh
-    axis does not divide stays whole.
+    Vectors (biases, norm scales) are replicated: gathering them would cost more than their memory. A dimension that its
+    mesh axis does not divide stays whole.
     """
 
     def one(leaf: jax.ShapeDtypeStruct, names: tuple[str | None, ...]) -> NamedSharding:

@@ -19,8 +19,8 @@ def make_train_step(
 ) -> Callable[[State, dict[str, jax.Array], jax.Array, jax.Array], tuple[State, Sums]]:
     """The update, to be jitted with the state donated.
 
-    The learning rate and the loss multiplier of each column are arguments: schedules and weights are the plan's business.
-    With multipliers of 1 the objective is plain cross-entropy, bit for bit.
+    The learning rate and the loss multiplier of each column are arguments: schedules and weights are the plan's
+    business. With multipliers of 1 the objective is plain cross-entropy, bit for bit.
 
     Args:
       model: gives hidden states and the output matrix.

@@ -1,7 +1,8 @@
 """Whose run directory this is, and whether the plan may go on in it.
 
-The past of a run cannot be edited: what was trained on was trained on. Its future can: more tokens, another schedule from
-here on, a further phase. So a plan that differs from the one on disk is compared step by step up to where the run stands.
+The past of a run cannot be edited: what was trained on was trained on. Its future can: more tokens, another schedule
+from here on, a further phase. So a plan that differs from the one on disk is compared step by step up to where the run
+stands.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def claim(workdir: Path, plan: RunPlan, step: int) -> None:
         if old.hash != plan.hash:
             if difference := changed_past(old, plan, step):
                 raise ConfigError(
-                    f"{workdir} belongs to another plan: {difference}; give another --workdir, or leave what was trained as it was"
+                    f"{workdir} belongs to another plan: {difference}; give another --workdir, "
+                    "or leave what was trained as it was"
                 )
             history = [*history, {"hash": old.hash, "until_step": step}]
     text = {**plan.to_json(), "history": history}
@@ -82,7 +84,7 @@ def claim(workdir: Path, plan: RunPlan, step: int) -> None:
 
 
 def changed_past(old: RunPlan, new: RunPlan, step: int) -> str | None:
-    """The first field in which two plans differ before `step`, as `phases.pile.lr: ...`; None if only the future differs."""
+    """The first field in which two plans differ before `step`, as `phases.pile.lr: ...`; None if only later ones do."""
     a, b = to_dict(old.spec), to_dict(new.spec)
     for field in a:
         if field not in FUTURE_FIELDS and a[field] != b[field]:
@@ -118,7 +120,8 @@ def _changed_phase(was: Phase, now: Phase, step: int) -> str | None:
         return _difference(f"{where}.replay", a["replay"], b["replay"])
     for s in range(min(was.steps, step - was.first_step)):
         if was.schedule(s) != now.schedule(s):
-            return f"{where}.lr: at step {was.first_step + s} it was {was.schedule(s):g}, the new plan says {now.schedule(s):g}"
+            at = was.first_step + s
+            return f"{where}.lr: at step {at} it was {was.schedule(s):g}, the new plan says {now.schedule(s):g}"
         if was.shares(s) != now.shares(s):
             return (
                 f"{where}.mix: at step {was.first_step + s} it was {was.shares(s)}, the new plan says {now.shares(s)}"
@@ -127,7 +130,8 @@ def _changed_phase(was: Phase, now: Phase, step: int) -> str | None:
     old, new = row_counts(was), row_counts(now)
     for s in range(min(was.steps, step - was.first_step) + 1):
         if (old.counts_before(s) != new.counts_before(s)).any():
-            return f"{where}.mix: the new shares would have moved rows before step {was.first_step + s}; change them in a new phase"
+            at = was.first_step + s
+            return f"{where}.mix: the new shares would have moved rows before step {at}; change them in a new phase"
     return None
 
 

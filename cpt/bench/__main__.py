@@ -57,9 +57,10 @@ def main(argv: list[str]) -> int:
             f"{100 * r['share_of_peak']:.0f} %",
         )
     console.print(table)
+    rounds = ", ".join(f"{r:.3f}" for r in result["ratios"])
     console.print(
         f"matmul peak, same run: {result['peak_gflops_per_second']:.0f} GFLOP/s · "
-        f"trainer/plain: median of {ROUNDS.value} rounds {result['ratio']:.3f} (rounds {', '.join(f'{r:.3f}' for r in result['ratios'])})",
+        f"trainer/plain: {result['ratio']:.3f}, the median of {ROUNDS.value} rounds ({rounds})",
         highlight=False,
     )
     if OUT.value:

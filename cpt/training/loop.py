@@ -36,8 +36,7 @@ from cpt.training.step import make_train_step
 
 @dataclass(frozen=True)
 class Data:
-    """The opened data of a run: `sources` by name (each with `.train`, `.validation`, `.epochs`) and the tokenizer, if
-    known."""
+    """The opened data of a run: sources by name (each with `.train`, `.validation`, `.epochs`), and the tokenizer."""
 
     sources: Mapping[str, Any]
     tokenizer: Any

@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from cpt.errors import ConfigError, UserError
+from cpt.overrides import check_loaded, config_argument, explain
 
 Main = Callable[[list[str]], int | None]
 
@@ -37,26 +38,25 @@ def call(main: Main, argv: list[str]) -> int:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """`flags.FLAGS(argv)` whose every failure is one `ConfigError` line."""
-    _check_config_file(argv)
+    config = config_argument(argv)
+    # A missing file would otherwise only show on first access, as a traceback.
+    if config is not None and not Path(config.split(":", 1)[0]).is_file():
+        raise ConfigError(f"--config={config}: no such file (looked in {Path.cwd()})")
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        if config is not None and "config" in flags.FLAGS:
+            check_loaded(flags.FLAGS["config"].value, config)
+        return rest
     except UserError:
         raise
-    except flags.Error as e:
-        raise ConfigError(_one_line(str(e))) from e
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
-        # ml_collections reports a bad override or a failing get_config() with these.
-        raise ConfigError(_one_line(str(e))) from e
-
-
-def _check_config_file(argv: list[str]) -> None:
-    """A missing config file would otherwise only show on first access, as a traceback."""
-    for i, arg in enumerate(argv):
-        if m := re.fullmatch(r"--?config(?:=(.*))?", arg):
-            value = m.group(1) if m.group(1) is not None else (argv[i + 1] if i + 1 < len(argv) else "")
-            path = Path(value.split(":", 1)[0])
-            if not path.is_file():
-                raise ConfigError(f"--config={value}: no such file (looked in {Path.cwd()})")
+    except Exception as e:
+        # A config file is a program: it, and an override of what it returns, can fail in any way there is. What neither
+        # of them explains is a mistake of ours and keeps its traceback.
+        if line := explain(e, argv):
+            raise ConfigError(line) from e
+        if isinstance(e, flags.Error | TypeError | ValueError):
+            raise ConfigError(_one_line(str(e))) from e
+        raise
 
 
 def _one_line(message: str) -> str:

@@ -6,7 +6,7 @@ field can then be overridden by name on the command line. `load` turns what came
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -51,8 +51,7 @@ class ReplaySpec:
         uniform sample of `reservoir` tokens of what was seen.
       order: `original` keeps the order in which the phase consumed its rows (as the paper does); `shuffled` does not.
       accounting: `fixed_total` displaces new tokens and keeps the compute; `fixed_new` adds replay on top of the
-      phase's
-        budget of new tokens.
+        phase's budget of new tokens.
       max_repeats: passes over the range that are allowed; needing more is an error, never a silent wrap-around.
       reservoir: size of the reservoir in tokens.
     """
@@ -244,6 +243,25 @@ class RunSpec:
                 )
         if self.batch.length > self.model.context:
             raise ConfigError(f"batch.length: {self.batch.length} exceeds model.context={self.model.context}")
+        for path, value, least in _counts(self):
+            if value is not None and value < least:
+                raise ConfigError(f"{path}: {value} is not at least {least}")
+
+
+def _counts(spec: RunSpec) -> Iterator[tuple[str, int | None, int]]:
+    """Whole numbers with a least value: (path, value, least)."""
+    yield "evaluation.rows_per_pass", spec.evaluation.rows_per_pass, 1
+    yield "checkpoints.keep_rolling", spec.checkpoints.keep_rolling, 1
+    yield "guard.max_skipped", spec.guard.max_skipped, 1
+    for axis in ("data", "fsdp", "tensor"):
+        yield f"mesh.{axis}", getattr(spec.mesh, axis), 0
+    for name, evaluated in spec.evaluation.sets.items():
+        yield f"evaluation.sets.{name}.sequences", evaluated.sequences, 1
+    for name, phase in spec.phases.items():
+        yield f"phases.{name}.evaluate.dense", phase.evaluate.dense, 0
+        yield f"phases.{name}.evaluate.geometric", phase.evaluate.geometric, 0
+        yield f"phases.{name}.optimizer.steps", phase.optimizer.steps, 0
+        yield f"phases.{name}.replay.reservoir", phase.replay.reservoir, 1
 
 
 # What does not change a digit of a run, and so is not part of its identity.
@@ -262,7 +280,7 @@ def load(config: Mapping[str, Any], overridden: Mapping[str, Any] | None = None)
       ConfigError: unknown field, wrong type, contradiction; the line names the field, the value and what is allowed.
     """
     raw = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    for path in overridden or {}:
+    for path, value in (overridden or {}).items():
         *parents, unit = path.split(".")
         node = raw
         for name in parents:
@@ -270,6 +288,7 @@ def load(config: Mapping[str, Any], overridden: Mapping[str, Any] | None = None)
         for other in ("tokens", "steps", "fraction"):
             if (
                 unit in ("tokens", "steps", "fraction")
+                and value is not None
                 and other != unit
                 and ".".join([*parents, other]) not in overridden
             ):

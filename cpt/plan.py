@@ -98,11 +98,11 @@ class Phase:
         """Share of each column in the batch of `step` (in the phase); sums to 1."""
         mix = self._mixer(self, self.sources, step)
         total = sum(mix.values())
-        if abs(total - 1) > 1e-6 or min(mix.values()) < 0:
+        if not (abs(total - 1) <= 1e-6 and min(mix.values()) >= 0):  # so that NaN is wrong too
             raise ConfigError(f"phases.{self.name}.mix: shares sum to {total:g} at step {step}, not 1 ({dict(mix)})")
         replay = self.spec.replay.share if self.spec.replay.active else 0.0
         return tuple(
-            (1 - replay) * mix.get(c.source, 0.0) if c.role == "new" else replay * c.part for c in self.columns
+            (1 - replay) * mix.get(c.source, 0.0) / total if c.role == "new" else replay * c.part for c in self.columns
         )
 
     def multipliers(self, step: int) -> tuple[float, ...]:
@@ -194,10 +194,12 @@ class RunPlan:
         }
 
     def learned_in(self, source: str) -> str | None:
-        """The first phase that reads `source` as new data."""
-        return next(
-            (p.name for p in self.phases if any(c.role == "new" and c.source == source for c in p.columns)), None
-        )
+        """The first phase that reads `source` as new data; one that lists it with a share of 0 does not."""
+        for phase in self.phases:
+            ends = zip(phase.columns, phase.shares(0), phase.shares(phase.steps - 1), strict=True)
+            if any(c.role == "new" and c.source == source and max(first, last) > 0 for c, first, last in ends):
+                return phase.name
+        return None
 
 
 def resolve(spec: RunSpec) -> RunPlan:

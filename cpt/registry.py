@@ -17,9 +17,9 @@ from cpt.errors import ConfigError, nearest
 
 def available(room: str) -> dict[str, str]:
     """Method names of the package `room` (dotted), each with the first line of its file's docstring."""
-    package = importlib.import_module(room)
-    names = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
-    return {n: (importlib.import_module(f"{room}.{n}").__doc__ or "").strip().split("\n")[0] for n in sorted(names)}
+    modules = {n: importlib.import_module(f"{room}.{n}") for n in _files(room)}
+    # A file without a method of its own name is a helper of its room (the phase policies among the optimizers).
+    return {n: (m.__doc__ or "").strip().split("\n")[0] for n, m in modules.items() if hasattr(m, n)}
 
 
 def find(room: str, kind: str, where: str) -> Callable[..., Any]:
@@ -34,16 +34,29 @@ def find(room: str, kind: str, where: str) -> Callable[..., Any]:
       ConfigError: there is no such method; the line names the nearest one and lists the others.
     """
     if ":" in kind:
-        module_name, attribute = kind.split(":", 1)
-        try:
-            return getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError) as e:
-            raise ConfigError(f"{where}: cannot import '{kind}' ({e})") from e
-    package = importlib.import_module(room)
-    names = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
-    if kind not in names:
-        offered = ", ".join(sorted(names))
+        return _dotted(kind, where)
+    names = _files(room)
+    found = getattr(importlib.import_module(f"{room}.{kind}"), kind, None) if kind in names else None
+    if found is None:
+        offered = list(available(room))
         raise ConfigError(
-            f"{where}: no '{kind}' in {room}{nearest(kind, names)}  (there are: {offered}; or package.module:name)"
+            f"{where}: no '{kind}' in {room}{nearest(kind, offered)}  "
+            f"(there are: {', '.join(offered)}; or package.module:name)"
         )
-    return getattr(importlib.import_module(f"{room}.{kind}"), kind)
+    return found
+
+
+def _dotted(kind: str, where: str) -> Callable[..., Any]:
+    module_name, attribute = kind.split(":", 1)
+    if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
+        raise ConfigError(f"{where}: '{kind}' is not of the form package.module:name")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as e:
+        raise ConfigError(f"{where}: cannot import '{kind}' ({e})") from e
+
+
+def _files(room: str) -> list[str]:
+    """Names of the public modules of the package `room`, sorted."""
+    package = importlib.import_module(room)
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))

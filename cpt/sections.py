@@ -7,7 +7,9 @@ that a recipe holds: every field is in it (a `None` as a typed placeholder), so 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -57,10 +59,12 @@ def parse(cls: type, raw: Mapping[str, Any], where: str = "") -> Any:
     values = {}
     for field in dataclasses.fields(cls):
         path = _join(where, field.name)
+        # A `ConfigDict` holds a None for what its recipe did not give.
+        missing = raw.get(field.name) is None and not _optional(hints[field.name])[1]
+        if missing and _default(field) is dataclasses.MISSING:
+            raise ConfigError(f"{path}: required, but not given")
         if field.name in raw:
             values[field.name] = _convert(hints[field.name], raw[field.name], path)
-        elif _default(field) is dataclasses.MISSING:
-            raise ConfigError(f"{path}: required, but not given")
     return cls(**values)
 
 
@@ -102,11 +106,13 @@ def _raw(hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(inner):
         if dataclasses.is_dataclass(value):
             value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return value if isinstance(value, ConfigDict) else section(inner, **(value or {}))
+        # A copy: a section used twice in a recipe must not be one object, or overriding one place changes the other.
+        given = {} if value is dataclasses.MISSING or value is None else value
+        return copy.deepcopy(given) if isinstance(given, ConfigDict) else section(inner, **given)
     if value is dataclasses.MISSING or value is None:
         if typing.get_origin(inner) is not None and optional is False:
             return ConfigDict()
-        return config_dict.placeholder(inner if isinstance(inner, type) else object)
+        return config_dict.placeholder(inner if isinstance(inner, type) and inner is not Any else object)
     if isinstance(value, Mapping):
         item = (typing.get_args(inner) or (Any, Any))[1]
         return ConfigDict({k: _raw(item, v) for k, v in value.items()})
@@ -143,10 +149,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 def _scalar(kind: type, value: Any, where: str) -> Any:
     """Numbers may be written either way where nothing is lost (`300e9` tokens, share `0`); nothing else is cast."""
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if kind is int and isinstance(value, int | float) and not isinstance(value, bool) and value == int(value):
-        return int(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
+        if kind is float:
+            return float(value)
+        if kind is int and math.isfinite(value) and value == int(value):
+            return int(value)
     if kind in (str, bool) and isinstance(value, kind):
         return value
     raise ConfigError(f"{where}: expected {kind.__name__}, got {type(value).__name__} {value!r}")

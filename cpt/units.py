@@ -38,7 +38,7 @@ class Duration:
         if len(given) != 1:
             raise ConfigError(f"{where}: give exactly one of tokens, steps, fraction (got {given or 'none'})")
         unit, value = next(iter(given.items()))
-        if value < 0 or (unit == "fraction" and value > 1):
+        if not value >= 0 or (unit == "fraction" and value > 1):  # NaN is not >= 0
             raise ConfigError(f"{where}.{unit}: {value} is out of range ({'0 to 1' if unit == 'fraction' else '>= 0'})")
         if unit == "fraction" and open_ended:
             raise ConfigError(

@@ -39,6 +39,7 @@ class MixPlan:
         self.plan, self.rows = plan, dict(rows)
         self.batch = plan.spec.batch.sequences
         self.allocations = [row_counts(p) for p in plan.phases]
+        self._last: tuple[int, tuple[np.ndarray, list[str], np.ndarray]] | None = None
         self._cursor_at_phase: list[dict[str, int]] = []
         cursor: dict[str, int] = dict.fromkeys(self.rows, 0)
         for phase, allocation in zip(plan.phases, self.allocations, strict=True):
@@ -119,10 +120,12 @@ class MixPlan:
         return names, rows
 
     def _cached_batch(self, step: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-        # Replay in the original order reads the same old batch many times in a row.
-        if getattr(self, "_last", (None,))[0] != step:
-            self._last = (step, self.batch_at(step))
-        return self._last[1]
+        # Replay in the original order reads the same old batch many times in a row. The loader asks from several
+        # threads, so the pair is taken as a whole: between a check and a second look another thread may replace it.
+        known = self._last
+        if known is None or known[0] != step:
+            known = self._last = (step, self.batch_at(step))
+        return known[1]
 
     def _index(self, name: str) -> int:
         return next(p.index for p in self.plan.phases if p.name == name)
@@ -135,12 +138,14 @@ class MixPlan:
         length = self.plan.spec.batch.length
         for source, used in self.consumed.items():
             allowed, size = epochs.get(source, 1.0), self.rows[source]
-            if used and used > allowed * size:
+            # 4.64 epochs of 25 rows are 116 rows, in floats a little less.
+            if used and (not size or used > allowed * size * (1 + 1e-9)):
                 needed = used / size if size else float("inf")
+                enough = f"allow epochs={np.ceil(needed * 100) / 100:.12g}" if size else "give it more data"
                 raise DataError(
                     f"sources.{source}: runs out: the plan reads {used * length:,} tokens of it, its store has "
                     f"{size * length:,} ({needed:.3g} epochs, sources.{source}.epochs allows {allowed:g}); "
-                    f"lower the phase's tokens or allow epochs={np.ceil(needed * 100) / 100:g}"
+                    f"lower the phase's tokens or {enough}"
                 )
 
     def _check_replay(self, phase: Phase) -> None:
@@ -150,7 +155,11 @@ class MixPlan:
                 continue
             if phase.spec.replay.range == "reservoir" and not phase.spec.replay.reservoir:
                 raise ConfigError(f"phases.{phase.name}.replay.reservoir: give its size in tokens")
-            repeats, cap = count / self.range_size(phase, column), phase.spec.replay.max_repeats
+            if count and not self._new_rows(self.plan.phases[self._index(column.of)]):
+                raise ConfigError(
+                    f"phases.{phase.name}.replay.of: '{column.of}' read no new data that could be replayed"
+                )
+            repeats, cap = count / max(1, self.range_size(phase, column)), phase.spec.replay.max_repeats
             if repeats > cap:
                 raise ConfigError(
                     f"phases.{phase.name}.replay.max_repeats: the plan replays its range {repeats:.3g} times, "

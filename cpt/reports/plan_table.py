@@ -40,7 +40,7 @@ def cost_line(plan: RunPlan) -> str:
     return (
         f"{spec.model.family} {human(parameter_count(spec.model))} parameters · batch {spec.batch.sequences} x "
         f"{spec.batch.length} = {spec.batch.sequences * spec.batch.length:,} tokens per step · "
-        f"{human(flops)[:-1]} {human(flops)[-1]}FLOP · "
+        f"{flop_text(flops)} · "
         f"checkpoints: {counts['anchor']} anchors, {counts['grid']} grid, {counts['rolling']} rolling "
         f"(newest {spec.checkpoints.keep_rolling} kept)"
     )
@@ -82,6 +82,13 @@ def evaluations_text(phase: Phase) -> str:
     if len(regular) > 1:
         parts.append(f"every {regular[1] - regular[0]}")
     return f"{len(phase.eval_steps)} ({', '.join(parts)})"
+
+
+def flop_text(flops: float) -> str:
+    """`1.33 GFLOP`: tokens are counted in billions, operations in giga."""
+    number = human(flops)
+    digits = number.rstrip("kMBTPEZ")
+    return f"{digits} {number[len(digits) :].replace('B', 'G')}FLOP"
 
 
 def steps_text(steps: int) -> str:

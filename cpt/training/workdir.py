@@ -8,6 +8,7 @@ stands.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def stored_plan(workdir: Path) -> tuple[RunPlan, dict[str, Any]] | None:
     try:
         stored = json.loads(path.read_text())
         return resolve(parse(RunSpec, stored["spec"])), stored
-    except (ValueError, KeyError, UserError) as e:
+    except (ValueError, KeyError, TypeError, UserError) as e:
         raise RunError(f"{path}: not a plan that this version reads ({e}); give another --workdir") from e
 
 
@@ -72,15 +73,34 @@ def claim(workdir: Path, plan: RunPlan, step: int) -> None:
         old, raw = stored
         history = raw.get("history", [])
         if old.hash != plan.hash:
-            if difference := changed_past(old, plan, step):
+            # A mistake that stopped the run before it recorded anything can be mended in place.
+            if (step or _recorded(workdir)) and (difference := changed_past(old, plan, step)):
                 raise ConfigError(
                     f"{workdir} belongs to another plan: {difference}; give another --workdir, "
                     "or leave what was trained as it was"
                 )
-            history = [*history, {"hash": old.hash, "until_step": step}]
+            if step or _recorded(workdir):
+                history = [*history, {"hash": old.hash, "until_step": step}]
+            _set_aside(workdir, step, old.hash)
     text = {**plan.to_json(), "history": history}
     write_atomic(workdir / "plan.json", json.dumps(text, indent=1))
     write_atomic(workdir / "config.json", json.dumps(to_dict(plan.spec), indent=1))
+
+
+def _recorded(workdir: Path) -> bool:
+    """Whether the run wrote a result; its files are made, empty, when it starts."""
+    files = [workdir / name for name in ("metrics.jsonl", "eval.jsonl")]
+    return any(f.exists() and f.stat().st_size > 0 for f in files)
+
+
+def _set_aside(workdir: Path, step: int, plan_hash: str) -> None:
+    """Move the parameter-only checkpoints beyond `step`, which the old plan trained, out of the new plan's way."""
+    for path in (workdir / "checkpoints" / "grid").glob("*"):
+        if path.name.isdigit() and int(path.name) > step:
+            aside = workdir / "checkpoints" / "superseded" / plan_hash[:8] / f"grid-{path.name}"
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
 
 
 def changed_past(old: RunPlan, new: RunPlan, step: int) -> str | None:
@@ -94,8 +114,10 @@ def changed_past(old: RunPlan, new: RunPlan, step: int) -> str | None:
         if step > 0 and {**was, "tags": None} != {**now, "tags": None}:
             return _difference(f"evaluation.sets.{name}", was, now)
     for name in {c.source for p in old.phases if p.first_step < max(step, 1) for c in p.columns if c.source}:
-        if a["sources"].get(name) != b["sources"].get(name):
-            return _difference(f"sources.{name}", a["sources"].get(name), b["sources"].get(name))
+        # How many epochs are allowed decides nothing about the rows read so far.
+        was_source, now_source = ({**c["sources"].get(name, {}), "epochs": None} for c in (a, b))
+        if was_source != now_source:
+            return _difference(f"sources.{name}", was_source, now_source)
     for was in old.phases:
         if was.first_step >= step:
             return None
@@ -108,7 +130,8 @@ def changed_past(old: RunPlan, new: RunPlan, step: int) -> str | None:
 
 def _changed_phase(was: Phase, now: Phase, step: int) -> str | None:
     where = f"phases.{was.name}"
-    if was.end <= step and now.steps != was.steps:
+    # At its very end a phase can still grow; one step into the next, its length is history.
+    if was.end < step and now.steps != was.steps:
         return f"{where}.tokens: {was.tokens:,} were trained, the new plan says {now.tokens:,}"
     if now.end < min(step, was.end):
         return f"{where}.tokens: the run is at step {step}, the new plan ends the phase at {now.end}"
@@ -116,8 +139,10 @@ def _changed_phase(was: Phase, now: Phase, step: int) -> str | None:
     for field in ("weights", "optimizer"):
         if a[field] != b[field]:
             return _difference(f"{where}.{field}", a[field], b[field])
-    if was.columns != now.columns or (was.spec.replay.active and _replay_data(a) != _replay_data(b)):
+    if _replay_data(was) != _replay_data(now):
         return _difference(f"{where}.replay", a["replay"], b["replay"])
+    if was.columns != now.columns:
+        return _difference(f"{where}.mix", a["mix"], b["mix"])
     for s in range(min(was.steps, step - was.first_step)):
         if was.schedule(s) != now.schedule(s):
             at = was.first_step + s
@@ -135,8 +160,10 @@ def _changed_phase(was: Phase, now: Phase, step: int) -> str | None:
     return None
 
 
-def _replay_data(phase: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in phase["replay"].items() if k in ("of", "range", "order", "reservoir")}
+def _replay_data(phase: Phase) -> tuple | None:
+    """What decides the rows that are replayed, besides the share; None where nothing is."""
+    replay = phase.spec.replay
+    return (replay.of, replay.range, replay.order, replay.reservoir) if replay.active else None
 
 
 def _difference(path: str, a: Any, b: Any) -> str:

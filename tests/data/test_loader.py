@@ -1,0 +1,123 @@
+"""The loader: rows of hosts add up to the batch, a start anywhere gives the rest of the same stream, targets follow."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cpt.config import load
+from cpt.data.loader import Batches, start_at
+from cpt.data.mix import MixPlan
+from cpt.data.preparing import open_sources
+from cpt.plan import resolve
+
+END = 256
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """The toy recipe with six-step phases, which replay half, and its opened stores."""
+    import toy
+
+    root = tmp_path_factory.mktemp("loader")
+    config = toy.get_config(str(root))
+    config.phases.first.steps = config.phases.second.steps = 6
+    config.phases.second.replay.share, config.phases.second.replay.max_repeats = 0.5, 2.0
+    plan = resolve(load(config))
+    sources, _ = open_sources(plan.spec.sources, plan.spec.tokenizer, root / "stores", lambda _: None)
+    stores = {name: source.train for name, source in sources.items()}
+    mix = MixPlan(plan, {name: store.rows(32) for name, store in stores.items()})
+    return SimpleNamespace(mix=mix, stores=stores)
+
+
+def batches(recipe, host: int = 0, hosts: int = 1) -> Batches:
+    return Batches(recipe.mix, recipe.stores, host, hosts, end_of_document=END)
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert set(a) == set(b)
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+        assert a[key].dtype == b[key].dtype
+
+
+def test_shapes_and_types(recipe):
+    batch = batches(recipe)[0]
+    assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
+        "tokens_BxL": ((8, 32), "int32"),
+        "targets_BxL": ((8, 32), "int32"),
+        "weights_BxL": ((8, 32), "float32"),
+        "source_B": ((8,), "int32"),
+        "segments_BxL": ((8, 32), "int32"),
+    }
+    assert (batch["weights_BxL"] == 1).all()
+    assert len(batches(recipe)) == 12
+
+
+@pytest.mark.parametrize("hosts", [2, 4, 8])
+def test_the_rows_of_all_hosts_are_the_batch_of_one(recipe, hosts):
+    for step in range(12):
+        parts = [batches(recipe, h, hosts)[step] for h in range(hosts)]
+        together = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+        assert_same(together, batches(recipe)[step])
+
+
+def test_rows_are_those_that_the_mix_names(recipe):
+    """Read from the store by hand: row r of a source begins at token r * L."""
+    for step in range(12):
+        column_B, names, row_B = recipe.mix.batch_at(step)
+        batch = batches(recipe)[step]
+        np.testing.assert_array_equal(batch["source_B"], column_B)
+        for b in range(8):
+            tokens = recipe.stores[names[b]].tokens[row_B[b] * 32 : row_B[b] * 32 + 33]
+            np.testing.assert_array_equal(batch["tokens_BxL"][b], tokens[:-1])
+            np.testing.assert_array_equal(batch["targets_BxL"][b], tokens[1:])
+
+
+def test_targets_are_tokens_shifted_by_one(recipe):
+    for step in range(12):
+        batch = batches(recipe)[step]
+        np.testing.assert_array_equal(batch["targets_BxL"][:, :-1], batch["tokens_BxL"][:, 1:])
+
+
+def test_segments_number_the_documents(recipe):
+    """A document ends with its end-of-document token, which still belongs to it."""
+    ends = 0
+    for step in range(12):
+        batch = batches(recipe)[step]
+        for tokens_L, segments_L in zip(batch["tokens_BxL"], batch["segments_BxL"], strict=True):
+            expected, document = [], 0
+            for token in tokens_L:
+                expected.append(document)
+                document += token == END
+            assert segments_L.tolist() == expected
+            ends += document
+    assert ends > 0
+    assert "segments_BxL" not in Batches(recipe.mix, recipe.stores)[0]
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 4, 16])
+def test_a_start_at_any_step_is_the_rest_of_the_stream(recipe, prefetch):
+    stream = [batches(recipe)[step] for step in range(12)]
+    for step in range(13):
+        rest = list(start_at(batches(recipe), step, prefetch=prefetch))
+        assert len(rest) == 12 - step
+        for got, expected in zip(rest, stream[step:], strict=True):
+            assert_same(got, expected)
+
+
+@settings(max_examples=15, deadline=None)
+@given(cuts=st.lists(st.integers(0, 12), min_size=1, max_size=3).map(sorted), hosts=st.sampled_from([1, 2, 4]))
+def test_cut_anywhere_and_resumed_the_stream_is_whole(recipe, cuts, hosts):
+    edges = [0, *cuts, 12]
+    parts = []
+    for i, (first, last) in enumerate(itertools.pairwise(edges)):
+        host = i % hosts  # another host reads on; only its own rows are compared
+        stream = start_at(batches(recipe, host, hosts), first)
+        parts += [(host, batch) for batch in itertools.islice(stream, last - first)]
+    assert len(parts) == 12
+    for step, (host, batch) in enumerate(parts):
+        assert_same(batch, batches(recipe, host, hosts)[step])

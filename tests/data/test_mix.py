@@ -1,0 +1,440 @@
+"""The laws of the data plan, checked on all rows that random plans read: exactness, continuity, replay, determinism."""
+
+import dataclasses
+import inspect
+import itertools
+import random
+import sys
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from cpt.config import BatchSpec, MixerSpec, PhaseSpec, ReplaySpec, RunSpec
+from cpt.data.mix import MixPlan
+from cpt.data.preparing import SourceSpec
+from cpt.errors import ConfigError, DataError
+from cpt.models.spec import ModelSpec
+from cpt.plan import RunPlan, resolve
+from cpt.schedules.spec import LRSpec
+
+LENGTH = 4
+mix_file = inspect.getsourcefile(MixPlan)
+SOURCES = ("a", "b", "c")
+MODEL = ModelSpec(layers=1, width=8, heads=1, vocab_size=16, context=LENGTH, rotary_fraction=0.0)
+CONSTANT = LRSpec(kind="constant", value=1e-3)
+few = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+)
+
+
+def phase(steps: int | None = None, mix: dict | None = None, **fields) -> PhaseSpec:
+    return PhaseSpec(steps=steps, mix=mix or {"a": 1.0}, lr=CONSTANT, **fields)
+
+
+def plan_of(*phases: PhaseSpec, batch: int = 4, seed: int = 0) -> RunPlan:
+    names = tuple(f"p{i}" for i in range(len(phases)))
+    sources = {name: SourceSpec(corpus="text", path=name) for name in SOURCES}
+    spec = RunSpec(
+        "mix", MODEL, BatchSpec(batch, LENGTH), sources, names, dict(zip(names, phases, strict=True)), seed=seed
+    )
+    return resolve(spec)
+
+
+def plenty(plan: RunPlan) -> dict[str, int]:
+    """Stores of 10 rows more than the whole run reads."""
+    return dict.fromkeys(SOURCES, plan.total_steps * plan.spec.batch.sequences + 10)
+
+
+def read(mix: MixPlan, steps=None) -> list[list[tuple[int, str, int]]]:
+    """`[step][b] = (column, source, row)` of the whole run."""
+    steps = range(mix.plan.total_steps) if steps is None else steps
+    return [list(zip(*(list(x) for x in mix.batch_at(s)), strict=True)) for s in steps]
+
+
+def column(plan: RunPlan, batches: list, index: int, role: str) -> list[list[tuple[str, int]]]:
+    """Per step of phase `index`, the (source, row) pairs of its columns with that role, in batch order."""
+    p = plan.phases[index]
+    mine = {k for k, c in enumerate(p.columns) if c.role == role}
+    return [[(name, row) for k, name, row in b if k in mine] for b in batches[p.first_step : p.end]]
+
+
+def flat(batches: list) -> list:
+    return list(itertools.chain.from_iterable(batches))
+
+
+# ---- random plans ----
+@st.composite
+def mixes(draw, allowed=SOURCES) -> dict[str, float]:
+    names = draw(st.lists(st.sampled_from(allowed), min_size=1, max_size=3, unique=True))
+    weights = draw(st.lists(st.integers(0, 4), min_size=len(names), max_size=len(names)).filter(any))
+    return {n: w / sum(weights) for n, w in zip(names, weights, strict=True)}
+
+
+@st.composite
+def replays(draw, earlier: list[PhaseSpec], mix: dict) -> ReplaySpec:
+    of = draw(st.integers(0, len(earlier) - 1))
+    kinds = ["seen", "reservoir"] + ([] if {n for n, q in earlier[of].mix.items() if q} & set(mix) else ["unseen"])
+    return ReplaySpec(
+        of=f"p{of}",
+        share=draw(st.sampled_from([0.05, 0.25, 1 / 3, 0.9])),
+        range=draw(st.sampled_from(kinds)),
+        order=draw(st.sampled_from(["original", "shuffled"])),
+        accounting=draw(st.sampled_from(["fixed_total", "fixed_new"])),
+        max_repeats=1e9,
+        reservoir=draw(st.integers(1, 12)) * LENGTH,
+    )
+
+
+@st.composite
+def phases(draw, earlier: list[PhaseSpec]) -> PhaseSpec:
+    mix = draw(mixes())
+    mixer = MixerSpec()
+    if draw(st.booleans()):
+        ends = draw(st.lists(st.integers(0, 4), min_size=len(mix), max_size=len(mix)).filter(any))
+        mixer = MixerSpec("linear", {"end": {n: w / sum(ends) for n, w in zip(mix, ends, strict=True)}})
+    replay = draw(replays(earlier, mix)) if earlier and draw(st.booleans()) else ReplaySpec()
+    return phase(draw(st.integers(1, 14)), mix, mixer=mixer, replay=replay)
+
+
+@st.composite
+def plans(draw, least: int = 2) -> RunPlan:
+    specs: list[PhaseSpec] = []
+    for _ in range(draw(st.integers(least, 4))):
+        specs.append(draw(phases(specs)))
+    plan = plan_of(*specs, batch=draw(st.integers(1, 9)), seed=draw(st.integers(0, 3)))
+    assume(not replays_nothing(plan))
+    return plan
+
+
+def replays_nothing(plan: RunPlan) -> bool:
+    """Whether a phase replays one so short that all of its few rows were replay themselves; that is an error."""
+    try:
+        MixPlan(plan, plenty(plan))
+    except ConfigError as e:
+        assert "read no new data" in str(e)
+        return True
+    return False
+
+
+def target_shares(p, step: int) -> dict[tuple[str, str], float]:
+    """Shares by (role, source) as the config says them, computed here anew."""
+    mix, end = dict(p.spec.mix), p.spec.mixer.options.get("end")
+    if end is not None and p.steps > 1:
+        mix = {n: q + (end[n] - q) * step / (p.steps - 1) for n, q in mix.items()}
+    replay = p.spec.replay.share if p.spec.replay.of else 0.0
+    return {("new", n): (1 - replay) * q for n, q in mix.items()} | {("replay", ""): replay}
+
+
+# ---- shares ----
+@few
+@given(plans())
+def test_every_prefix_of_every_column_is_within_one_row_of_its_share(plan):
+    batches = read(MixPlan(plan, plenty(plan)))
+    for p in plan.phases:
+        had, due = Counter(), Counter()
+        for inside, batch in enumerate(batches[p.first_step : p.end]):
+            assert len(batch) == plan.spec.batch.sequences
+            keys = [(c.role, c.source if c.role == "new" else "") for c in p.columns]
+            had.update(keys[k] for k, _, _ in batch)
+            for key, share in target_shares(p, inside).items():
+                due[key] += share * plan.spec.batch.sequences
+                several = sum(k == key for k in keys)  # a replayed mixture has a column, and a row of slack, for each
+                assert abs(had[key] - due[key]) < max(several, 1) + 1e-6
+            assert sum(had.values()) == (inside + 1) * plan.spec.batch.sequences
+
+
+def test_half_a_percent_is_exact_in_the_long_run():
+    plan = plan_of(phase(1000, {"a": 0.995, "b": 0.005}), batch=6)
+    mix = MixPlan(plan, plenty(plan))
+    counts = Counter(name for _, name, _ in flat(read(mix)))
+    assert counts == {"a": 5970, "b": 30}
+    assert [int(mix.counts(plan.phases[0], s)[1]) for s in (100, 200, 500)] == [3, 6, 15]
+
+
+def test_a_source_of_share_zero_is_not_read_and_changes_nothing():
+    alone = read(MixPlan(p := plan_of(phase(9, {"b": 1.0})), plenty(p)))
+    beside = read(MixPlan(p := plan_of(phase(9, {"a": 0.0, "b": 1.0})), plenty(p) | {"a": 0}))
+    assert [[x[1:] for x in b] for b in alone] == [[x[1:] for x in b] for b in beside]
+
+
+def test_rows_of_a_batch_lie_in_it_in_a_shuffled_order():
+    plan = plan_of(phase(1), phase(400, {"b": 1.0}, replay=ReplaySpec(of="p0", share=0.25, max_repeats=1e9)), batch=8)
+    batches = read(MixPlan(plan, plenty(plan)))[1:]
+    at = Counter(b for batch in batches for b, (k, _, _) in enumerate(batch) if k == 1)
+    assert sum(at.values()) == 800 and all(60 < at[b] < 140 for b in range(8))  # 100 each, within about 4.5 sigma
+
+
+# ---- rows of a source ----
+@few
+@given(plans(), st.sampled_from([1, 2, 3.5]))
+def test_no_row_is_read_again_before_all_others_were(plan, epochs):
+    """Over all phases together, at every step: each row of a source was read n or n + 1 times."""
+    need = MixPlan(plan, plenty(plan)).consumed
+    rows = {name: max(1, int(-(-n // epochs))) for name, n in need.items()}
+    mix = MixPlan(plan, rows, dict.fromkeys(SOURCES, epochs + 1))
+    read_so_far = {name: np.zeros(n, int) for name, n in rows.items()}
+    for step, batch in enumerate(read(mix)):
+        columns = plan.phase_at(step).columns
+        for k, name, row in batch:
+            if columns[k].source is not None:
+                assert name == columns[k].source
+                read_so_far[name][row] += 1
+        assert all(n.max() - n.min() <= 1 for n in read_so_far.values())
+    assert {name: int(n.sum()) for name, n in read_so_far.items()} == mix.consumed
+
+
+@pytest.mark.parametrize("cut", [1, 5, 11])
+def test_a_source_goes_on_where_the_phase_before_stopped(cut):
+    whole = read(MixPlan(p := plan_of(phase(12)), plenty(p)))
+    parts = read(MixPlan(p := plan_of(phase(cut), phase(12 - cut)), plenty(p)))
+    assert parts == whole
+    around = plan_of(phase(cut), phase(3, {"b": 1.0}), phase(12 - cut))
+    rows = [[x[1:] for x in b] for b in read(MixPlan(around, plenty(p)))]
+    assert sorted(x for x in flat(rows) if x[0] == "a") == sorted(x[1:] for x in flat(whole))
+
+
+def test_the_epochs_of_a_source_have_orders_of_their_own():
+    plan = plan_of(phase(15, {"a": 1.0}), batch=4)
+    rows = np.array([row for _, _, row in flat(read(MixPlan(plan, dict.fromkeys(SOURCES, 20), {"a": 3.0})))])
+    first, second, third = rows.reshape(3, 20)
+    assert sorted(first) == sorted(second) == sorted(third) == list(range(20))
+    assert len({tuple(first), tuple(second), tuple(third), tuple(range(20))}) == 4
+
+
+def test_seed_and_name_decide_the_order_of_a_source():
+    def rows(name: str, seed: int) -> list[int]:
+        plan = plan_of(phase(10, {name: 1.0}), seed=seed)
+        return [row for _, _, row in flat(read(MixPlan(plan, dict.fromkeys(SOURCES, 50))))]
+
+    assert rows("a", 0) != rows("a", 1) and rows("a", 0) != rows("b", 0)
+    assert rows("a", 0) == rows("a", 0)
+
+
+# ---- a pure function of plan and step ----
+@few
+@given(plans(), st.randoms(use_true_random=False))
+def test_batches_do_not_depend_on_what_was_asked_before(plan, rng):
+    rows = plenty(plan)
+    expected = read(MixPlan(plan, rows))
+    order = rng.choices(range(plan.total_steps), k=min(plan.total_steps, 25))
+    again = MixPlan(plan, rows)
+    assert read(again, order) == [expected[s] for s in order]
+    last = plan.total_steps - 1
+    assert read(MixPlan(plan, rows), [last]) == [expected[last]]
+
+
+@few
+@given(plans(), st.data())
+def test_editing_a_later_phase_leaves_the_batches_before_it(plan, data):
+    edited = data.draw(st.integers(1, len(plan.phases) - 1))
+    specs = [plan.spec.phases[name] for name in plan.spec.order[:edited]]
+    for _ in range(data.draw(st.integers(0, 2))):
+        specs.append(data.draw(phases(specs)))
+    other = plan_of(*specs, batch=plan.spec.batch.sequences, seed=plan.spec.seed)
+    assume(not replays_nothing(other))
+    rows = {name: max(plenty(plan)[name], plenty(other)[name]) for name in SOURCES}
+    before = range(plan.phases[edited].first_step)
+    assert read(MixPlan(plan, rows), before) == read(MixPlan(other, rows), before)
+
+
+def test_a_question_in_the_middle_of_another_does_not_disturb_it():
+    """The loader's threads share one plan and stop each other anywhere; here every few lines, from a trace function."""
+    original = ReplaySpec(of="p0", share=0.5, max_repeats=1e9)
+    shuffled = dataclasses.replace(original, order="shuffled")
+    plan = plan_of(phase(12), phase(20, {"b": 1.0}, replay=original), phase(20, {"c": 1.0}, replay=shuffled))
+    expected, asked = read(MixPlan(plan, plenty(plan))), MixPlan(plan, plenty(plan))
+    rng, interruptions = random.Random(0), 0
+
+    def interrupt(frame, event, argument):
+        nonlocal interruptions
+        if event == "line" and rng.random() < 0.2:
+            step = rng.randrange(12, plan.total_steps)
+            assert read(asked, [step]) == [expected[step]]
+            interruptions += 1
+        return interrupt
+
+    before = sys.gettrace()
+    sys.settrace(lambda frame, event, argument: interrupt if frame.f_code.co_filename == mix_file else None)
+    try:
+        got = read(asked)
+    finally:
+        sys.settrace(before)
+    assert got == expected and interruptions > 500
+
+
+# ---- replay ----
+@few
+@given(plans())
+def test_replay_in_the_original_order_is_the_old_stream_again(plan):
+    batches = read(MixPlan(plan, plenty(plan)))
+    for p in plan.phases:
+        replay = p.spec.replay
+        if not replay.active or (replay.range, replay.order) != ("seen", "original"):
+            continue
+        old = flat(column(plan, batches, int(replay.of[1:]), "new"))
+        place = 0
+        for batch in column(plan, batches, p.index, "replay"):
+            assert Counter(batch) == Counter(old[n % len(old)] for n in range(place, place + len(batch)))
+            place += len(batch)
+
+
+def test_replay_of_a_phase_that_replays_reads_its_new_data():
+    half = ReplaySpec(of="p0", share=0.5)
+    plan = plan_of(
+        phase(6), phase(6, {"b": 1.0}, replay=half), phase(6, {"c": 1.0}, replay=dataclasses.replace(half, of="p1"))
+    )
+    batches = read(MixPlan(plan, plenty(plan)))
+    new = flat(column(plan, batches, 1, "new"))
+    assert {name for name, _ in new} == {"b"} and len(new) == 12
+    replayed = column(plan, batches, 2, "replay")
+    assert [sorted(b) for b in replayed] == [sorted(new[i : i + 2]) for i in range(0, 12, 2)]
+
+
+@few
+@given(plans())
+def test_shuffled_replay_reads_every_seen_row_once_per_pass(plan):
+    batches = read(MixPlan(plan, plenty(plan)))
+    for p in plan.phases:
+        replay = p.spec.replay
+        if not replay.active or (replay.range, replay.order) != ("seen", "shuffled"):
+            continue
+        counts = dict.fromkeys(flat(column(plan, batches, int(replay.of[1:]), "new")), 0)
+        for batch in column(plan, batches, p.index, "replay"):
+            for x in batch:
+                counts[x] += 1  # a KeyError would be a row that was never seen
+            assert not batch or max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_shuffled_is_not_original_and_each_pass_has_its_own_order():
+    def replayed(order: str) -> list:
+        replay = ReplaySpec(of="p0", share=0.5, order=order, max_repeats=2)
+        plan = plan_of(phase(8), phase(32, {"b": 1.0}, replay=replay))
+        batches = read(MixPlan(plan, plenty(plan)))
+        return [sorted(b) for b in column(plan, batches, 1, "replay")]
+
+    original, shuffled = replayed("original"), replayed("shuffled")
+    assert [len(b) for b in original] == [2] * 32
+    assert original[:16] == original[16:] and shuffled[:16] != shuffled[16:]
+    assert original[:16] != shuffled[:16] and sorted(flat(original)) == sorted(flat(shuffled))
+
+
+@few
+@given(plans())
+def test_reservoir_reads_a_fixed_sample_of_what_was_seen(plan):
+    batches = read(MixPlan(plan, plenty(plan)))
+    for p in plan.phases:
+        replay = p.spec.replay
+        if not replay.active or replay.range != "reservoir":
+            continue
+        seen = set(flat(column(plan, batches, int(replay.of[1:]), "new")))
+        size = min(len(seen), replay.reservoir // LENGTH)
+        counts: Counter = Counter()
+        for batch in column(plan, batches, p.index, "replay"):
+            counts.update(batch)
+            assert set(counts) <= seen and len(counts) == min(size, counts.total())
+            assert len(counts) < size or max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_a_reservoir_is_a_uniform_sample_of_the_whole_phase():
+    """Over 200 seeds, the rows of each quarter of the old phase are drawn equally often."""
+    replay = ReplaySpec(of="p0", share=0.5, range="reservoir", reservoir=8 * LENGTH, max_repeats=9)
+    quarters = Counter()
+    for seed in range(200):
+        plan = plan_of(phase(16), phase(4, {"b": 1.0}, replay=replay), seed=seed)
+        batches = read(MixPlan(plan, plenty(plan)))
+        place = {x: n for n, x in enumerate(flat(column(plan, batches, 0, "new")))}
+        quarters.update(place[x] // 16 for x in flat(column(plan, batches, 1, "replay")))
+    assert sum(quarters.values()) == 1600 and all(330 < quarters[q] < 470 for q in range(4))  # 400 each, 4 sigma
+
+
+@few
+@given(plans())
+def test_unseen_replay_never_reads_what_was_read(plan):
+    batches, seen = read(MixPlan(plan, plenty(plan))), set()
+    for p in plan.phases:
+        if p.spec.replay.active and p.spec.replay.range == "unseen":
+            old = plan.phases[int(p.spec.replay.of[1:])]
+            replayed = flat(column(plan, batches, p.index, "replay"))
+            assert seen.isdisjoint(replayed) and len(set(replayed)) == len(replayed)
+            assert {name for name, _ in replayed} <= {n for n, q in old.spec.mix.items() if q > 0}
+        seen |= set(flat([[x[1:] for x in b] for b in batches[p.first_step : p.end]]))
+
+
+def test_unseen_replay_of_a_mixture_keeps_its_proportions():
+    old = phase(20, {"a": 0.75, "b": 0.25})
+    plan = plan_of(old, phase(40, {"c": 1.0}, replay=ReplaySpec(of="p0", share=0.5, range="unseen")), batch=8)
+    assert [c.name for c in plan.phases[1].columns] == ["c", "replay(p0)/a", "replay(p0)/b"]
+    counts = MixPlan(plan, plenty(plan)).counts(plan.phases[1], 40)
+    assert counts.tolist() == [160, 120, 40]
+
+
+def test_accounting_displaces_or_adds():
+    replay = ReplaySpec(of="p0", share=0.2, max_repeats=9)
+    budget = 80 * 4 * LENGTH
+    for accounting, steps, new in (("fixed_total", 80, 256), ("fixed_new", 100, 320)):
+        spec = phase(None, {"b": 1.0}, tokens=budget, replay=dataclasses.replace(replay, accounting=accounting))
+        plan = plan_of(phase(20), spec)
+        assert plan.phases[1].steps == steps
+        assert MixPlan(plan, plenty(plan)).counts(plan.phases[1], steps).tolist() == [new, steps * 4 - new]
+
+
+# ---- not enough ----
+def test_running_out_of_rows_names_source_and_numbers():
+    plan = plan_of(phase(10), phase(5, {"a": 0.5, "b": 0.5}))
+    MixPlan(plan, {"a": 50, "b": 10, "c": 0})
+    with pytest.raises(DataError, match=r"sources\.a: runs out.* 200 tokens .* 196 \(1\.02 epochs.*epochs allows 1\)"):
+        MixPlan(plan, {"a": 49, "b": 10, "c": 0})
+    with pytest.raises(
+        DataError, match=r"sources\.b: runs out.* 40 tokens .* store has 0 \(inf epochs.* give it more data"
+    ):
+        MixPlan(plan, {"a": 50, "b": 0, "c": 0}, {"b": float("inf")})
+
+
+@given(st.integers(1, 30), st.integers(1, 60))
+def test_the_epochs_that_an_error_suggests_are_enough(steps, rows):
+    plan = plan_of(phase(steps))
+    stores = dict.fromkeys(SOURCES, rows)
+    try:
+        MixPlan(plan, stores)
+    except DataError as e:
+        suggested = float(str(e).rsplit("epochs=", 1)[1])
+        assert Fraction(steps * 4, rows) <= Fraction(suggested) + Fraction(1, 10**9)
+        MixPlan(plan, stores, {"a": suggested})
+    else:
+        assert steps * 4 <= rows
+
+
+@pytest.mark.parametrize("kind", [dict(range="seen"), dict(range="reservoir", reservoir=20 * LENGTH)])
+def test_repeating_a_replay_too_often_names_field_and_numbers(kind):
+    def mix(max_repeats: float) -> MixPlan:
+        replay = ReplaySpec(of="p0", share=0.5, max_repeats=max_repeats, **kind)
+        plan = plan_of(phase(5), phase(20, {"b": 1.0}, replay=replay))
+        return MixPlan(plan, plenty(plan))
+
+    mix(2.0)
+    with pytest.raises(ConfigError, match=r"phases\.p1\.replay\.max_repeats: .* 2 times, 1\.9 allowed"):
+        mix(1.9)
+
+
+def test_the_default_is_not_to_repeat_a_replay():
+    assert ReplaySpec().max_repeats == 1.0
+    with pytest.raises(ConfigError, match="max_repeats"):
+        MixPlan(p := plan_of(phase(4), phase(17, {"b": 1.0}, replay=ReplaySpec(of="p0", share=0.25))), plenty(p))
+
+
+def test_replay_of_a_phase_without_new_data():
+    most = ReplaySpec(of="p0", share=0.9)
+    again = phase(1, {"c": 1.0}, replay=dataclasses.replace(most, of="p1"))
+    plan = plan_of(phase(1), phase(1, {"b": 1.0}, replay=most), again, batch=1)
+    with pytest.raises(ConfigError, match=r"phases\.p2\.replay\.of: 'p1' read no new data"):
+        MixPlan(plan, plenty(plan))
+
+
+def test_a_reservoir_needs_a_size():
+    replay = ReplaySpec(of="p0", share=0.5, range="reservoir")
+    with pytest.raises(ConfigError, match=r"phases\.p1\.replay\.reservoir: give its size"):
+        MixPlan(p := plan_of(phase(4), phase(4, {"b": 1.0}, replay=replay)), plenty(p))

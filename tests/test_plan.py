@@ -108,6 +108,7 @@ def test_durations_in_three_units(planned, duration):
 
 
 # ---- the clock ----
+@settings(deadline=None)
 @given(step=st.integers(0, 40))
 def test_clock(planned, step):
     plan = planned()
@@ -326,6 +327,7 @@ def test_multipliers_are_exactly_one_by_default(planned):
         assert all(m == 1.0 and type(m) is float for step in range(20) for m in phase.multipliers(step))
 
 
+@settings(deadline=None)
 @given(share=st.floats(0.01, 0.9), weight=st.floats(0.0, 3.0))
 def test_multiplier_is_weight_over_share(planned, share, weight):
     plan = planned("phases.second.replay.share", share, "phases.second.weights", {"replay(first)": weight})

@@ -4,7 +4,7 @@ import sys
 from fractions import Fraction
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cpt.errors import ConfigError, DataError, RunError, UserError, nearest
@@ -83,12 +83,14 @@ def test_errors_say_which_kind_they_are():
 
 
 # ---- durations ----
+@settings(deadline=None)
 @given(steps=st.integers(0, 10**9), phase=st.integers(1, 10**9), per_step=st.integers(1, 10**7))
 def test_steps_are_steps(steps, phase, per_step):
     assert Duration(steps=steps).resolve(phase, per_step, "x") == steps
     assert Duration(tokens=steps * per_step).resolve(phase, per_step, "x") == steps
 
 
+@settings(deadline=None)
 @given(tokens=st.integers(1, 10**12), per_step=st.integers(1, 10**7))
 def test_tokens_are_rounded_to_the_nearest_step_but_never_to_none(tokens, per_step):
     steps = Duration(tokens=tokens).resolve(1, per_step, "x")
@@ -97,6 +99,7 @@ def test_tokens_are_rounded_to_the_nearest_step_but_never_to_none(tokens, per_st
     assert steps >= 1 and (abs(steps - exact) <= Fraction(1, 2) or (steps == 1 and exact < Fraction(1, 2)))
 
 
+@settings(deadline=None)
 @given(fraction=st.floats(0, 1), steps=st.integers(1, 10**6))
 def test_a_fraction_is_of_the_phase(fraction, steps):
     got = Duration(fraction=fraction).resolve(steps, 1, "x")
@@ -143,6 +146,7 @@ def test_human(n, text):
     assert human(n) == text
 
 
+@settings(deadline=None)
 @given(st.floats(1, 1e23))
 def test_human_keeps_three_digits(n):
     powers = {"": 0, "k": 3, "M": 6, "B": 9, "T": 12, "P": 15, "E": 18, "Z": 21}
@@ -159,6 +163,7 @@ def test_compact(x, text):
     assert compact(x) == text
 
 
+@settings(deadline=None)
 @given(st.floats(1e-12, 0.009))
 def test_compact_reads_back(x):
     assert float(compact(x)) == pytest.approx(x, rel=1e-3)

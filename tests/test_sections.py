@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
@@ -72,6 +72,7 @@ trees = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(trees)
 def test_there_and_back(tree):
     assert parse(Tree, to_dict(tree)) == tree

@@ -394,6 +394,7 @@ def test_running_out_of_rows_names_source_and_numbers():
         MixPlan(plan, {"a": 50, "b": 0, "c": 0}, {"b": float("inf")})
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(1, 60))
 def test_the_epochs_that_an_error_suggests_are_enough(steps, rows):
     plan = plan_of(phase(steps))

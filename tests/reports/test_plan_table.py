@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -88,6 +88,7 @@ def test_the_cost_is_the_matmul_count_of_all_tokens(planned):
     ]
 
 
+@settings(deadline=None)
 @given(steps=st.integers(2, 60))
 def test_checkpoints_are_counted_as_they_will_be_saved(planned, steps):
     plan = planned(steps=steps)

@@ -183,6 +183,11 @@ class InitSpec:
     step: int | None = None
     what: Literal["params", "params+opt"] = "params"
 
+    @property
+    def brings_optimizer(self) -> bool:
+        """Whether the run starts with optimizer state; its first phase's policy then applies to it."""
+        return self.from_run is not None and self.what != "params"
+
 
 @dataclass(frozen=True)
 class MeshSpec:

@@ -18,12 +18,13 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from cpt import cli
+from cpt import __version__, cli
 from cpt.config import load
 from cpt.errors import ConfigError
 from cpt.plan import RunPlan, resolve
 from cpt.reports.plan_table import cost_line, plan_table, replay_lines
 from cpt.training import workdir as workdirs
+from cpt.training.signals import STOPPED_BY_SIGNAL
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe: FILE.py or FILE.py:ARGUMENT.", lock_config=False, accept_new_attributes=True
@@ -41,32 +42,46 @@ def main(argv: list[str]) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     plan = resolve(load(CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"])))
     workdir = Path(WORKDIR.value) if WORKDIR.value else workdirs.default_workdir(plan)
-    launch_text(console, plan, workdir)
     if DRY_RUN.value:
+        launch_text(console, plan, workdir)
         return 0
     workdirs.prepare_workdir(workdir)
-    standing = workdirs.newest_step(workdir)
-    workdirs.claim(workdir, plan, standing)
-    if standing >= plan.total_steps and (workdir / "checkpoints" / "anchor" / str(plan.total_steps)).is_dir():
-        console.print(f"done: all {plan.total_steps} steps are trained; nothing left to do but the report")
-        return finish(console, workdir)
+    with workdirs.lock(workdir):
+        standing = workdirs.newest_step(workdir)
+        workdirs.check(workdir, plan, standing)
+        if standing >= plan.total_steps and (workdir / "checkpoints" / "anchor" / str(plan.total_steps)).is_dir():
+            launch_text(console, plan, workdir)
+            workdirs.claim(workdir, plan, standing)
+            console.print(f"done: all {plan.total_steps} steps are trained; nothing left to do but the report")
+            return finish(console, workdir)
+        return train(console, plan, workdir)
 
-    from cpt.training.run import run_training  # starts JAX; a dry run and a finished run do not need it
+
+def train(console: Console, plan: RunPlan, workdir: Path) -> int:
+    """Train, then report; 75 where a signal stopped it."""
+    from cpt.training.run import devices_text, run_training  # starts JAX; a dry run and a finished run need none
 
     started = time.monotonic()
-    outcome = run_training(plan, workdir, console)
+    again = "python -m cpt.main " + shlex.join(sys.argv[1:])
+    launch_text(console, plan, workdir, devices_text())
+    try:
+        outcome = run_training(plan, workdir, console)
+    except KeyboardInterrupt:
+        console.print(f"stopped; what was saved before stays; go on with: {again}", soft_wrap=True)
+        return STOPPED_BY_SIGNAL
     if outcome.stopped_by:
-        again = "python -m cpt.main " + " ".join(shlex.quote(a) for a in sys.argv[1:])
-        console.print(f"{outcome.stopped_by}: saved at step {outcome.step} of {plan.total_steps}; go on with: {again}")
-        return 75
+        where = f"saved at step {outcome.step} of {plan.total_steps}"
+        console.print(f"{outcome.stopped_by}: {where}; go on with: {again}", soft_wrap=True)
+        return STOPPED_BY_SIGNAL
     console.print(f"trained {outcome.step} steps; {time.monotonic() - started:.0f} s in all")
     return finish(console, workdir)
 
 
-def launch_text(console: Console, plan: RunPlan, workdir: Path) -> None:
+def launch_text(console: Console, plan: RunPlan, workdir: Path, devices: str = "") -> None:
     """Banner, plan table and cost."""
     new = "resuming" if (workdir / "plan.json").exists() else "new"
-    console.print(f"cpt · run {workdir} ({new})", highlight=False)
+    banner = [f"cpt {__version__}", *([devices] if devices else []), f"run {workdir} ({new})"]
+    console.print(" · ".join(banner), highlight=False, soft_wrap=True)
     if plan.spec.notice:
         console.print(plan.spec.notice, style="yellow", highlight=False)
     console.print()
@@ -79,11 +94,14 @@ def launch_text(console: Console, plan: RunPlan, workdir: Path) -> None:
 def finish(console: Console, workdir: Path) -> int:
     """Derive summary and report from the rows on disk and show the closing table."""
     from cpt.evaluators.summary import summary_table, write_summary
+    from cpt.reports.ledger_table import closing_lines
     from cpt.reports.page import write_report
 
     summary = write_summary(workdir)
     console.print(summary_table(summary))
-    console.print(f"report: {write_report(workdir)}", highlight=False)
+    for line in closing_lines(summary):
+        console.print(line, highlight=False)
+    console.print(f"report: {write_report(workdir, summary=summary)}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -185,7 +185,7 @@ class RunPlan:
             "seed": self.spec.seed,
             "total_steps": self.total_steps,
             "total_tokens": self.total_tokens,
-            "phases": [_phase_json(p) for p in self.phases],
+            "phases": [_phase_json(self.spec, p) for p in self.phases],
             "sets": {
                 name: {"source": s.source, "tags": list(s.tags), "learned_in": self.learned_in(s.source)}
                 for name, s in self.spec.evaluation.sets.items()
@@ -313,7 +313,7 @@ def _eval_steps(phase: PhaseSpec, steps: int, every: int) -> tuple[int, ...]:
     return tuple(sorted(s for s in wanted if s <= steps))
 
 
-def _phase_json(phase: Phase) -> dict[str, Any]:
+def _phase_json(spec: RunSpec, phase: Phase) -> dict[str, Any]:
     replay = phase.spec.replay
     return {
         "name": phase.name,
@@ -325,6 +325,6 @@ def _phase_json(phase: Phase) -> dict[str, Any]:
         "mix": {c.name: q for c, q in zip(phase.columns, phase.shares(0), strict=True)},
         "replay": to_dict(replay) if replay.active else None,
         "lr": phase.schedule.describe(),
-        "optimizer": phase.spec.optimizer.policy if phase.index else "fresh",
+        "optimizer": phase.spec.optimizer.policy if phase.index or spec.init.brings_optimizer else "fresh",
         "evaluations": len(phase.eval_steps),
     }

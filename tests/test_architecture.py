@@ -154,7 +154,7 @@ def private(package: Package) -> list[str]:
                 file = name if name in package.modules else base
                 if name in package.modules:
                     bound[alias.asname or alias.name] = name
-                elif alias.name.startswith("_"):
+                elif re.match(r"_[^_]", alias.name):
                     out.append(f"{module.name}: {name}")
                 hidden = file.rpartition(".")[2].startswith("_") and file not in SHARED_BASES
                 if hidden and module.room != package.modules[file].room:

@@ -23,7 +23,8 @@ from cpt.models.spec import flops_per_token
 from cpt.objectives.cross_entropy import automatic_rows, cross_entropy
 from cpt.optimizers.adamw import adamw
 from cpt.plan import RunPlan, resolve
-from cpt.training.loop import Data, check_data, host_batches, train
+from cpt.training.feed import Data, check_data, host_batches
+from cpt.training.loop import train
 from cpt.training.workdir import claim, prepare_workdir
 
 WARM_UP = 5  # updates at the start of each round that are not counted (compilation, caches)

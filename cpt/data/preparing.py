@@ -181,8 +181,10 @@ def _open_store(name: str, spec: SourceSpec, tokenizer: TokenizerSpec) -> Source
         if not splits:
             command = _command_for_missing(spec, tokenizer)
             raise DataError(f"{where}: {store} holds no finished store; make it with `{command}`")
-        validation = TokenStore.open(store / "validation") if "validation" in splits else None
-        return Source(name, TokenStore.open(store / "train"), validation, spec.epochs)
+        opened = {split: TokenStore.open(store / split) for split in ("train", "validation") if split in splits}
+        for split in opened.values():
+            split.verify()
+        return Source(name, opened["train"], opened.get("validation"), spec.epochs)
     prefix = store.with_suffix("") if store.suffix in (".bin", ".idx") else store
     if not any(path.is_file() for path in paths(prefix)):
         raise DataError(f"{where}: {store} does not exist; make it with `{_command_for_missing(spec, tokenizer)}`")

@@ -21,6 +21,7 @@ from cpt.data.megatron import open_pair, paths
 from cpt.errors import DataError
 
 MANIFEST = "manifest.json"
+READ_WHOLE = 1 << 28  # bytes: a fraction of a second
 _BLOCK = 1 << 22  # tokens or bytes that are read at a time
 
 
@@ -93,6 +94,13 @@ class TokenStore:
             raise IndexError(f"{self.prefix}: rows {row_ids.min()} to {row_ids.max()} of {self.rows(length)}")
         return self.tokens[row_ids[:, None] * length + np.arange(length + 1)].astype(np.int32)
 
+    def document_at(self, positions: np.ndarray) -> np.ndarray:
+        """Number of the document that the token at each position belongs to, int64 like `positions`."""
+        files = open_pair(self.prefix)
+        # The last boundary is the end; an empty document begins where the next one does and holds no token.
+        starts = files.pointers[np.asarray(files.documents[:-1])] // files.tokens.dtype.itemsize
+        return np.searchsorted(starts, np.asarray(positions, np.int64), side="right") - 1
+
     def max_id(self) -> int:
         """The largest id (-1 in an empty store): from the manifest, else found by reading everything, once."""
         return self._max_id
@@ -107,6 +115,26 @@ class TokenStore:
     def fingerprint(self) -> str:
         """Which tokens these are: sha256 of the `.bin` from the manifest, else `sampled_hash` of the pair."""
         return self._split["sha256"] if self.manifest else sampled_hash(self.prefix)
+
+    def verify(self) -> None:
+        """Compare the tokens with the manifest: all of them up to `READ_WHOLE` bytes, samples of a larger store.
+
+        Raises:
+          DataError: they are not the ones that were written.
+        """
+        bin_path, _ = paths(self.prefix)
+        if not self.manifest:
+            return
+        if bin_path.stat().st_size <= READ_WHOLE:
+            with bin_path.open("rb") as f:
+                same = hashlib.file_digest(f, "sha256").hexdigest() == self._split["sha256"]
+        else:
+            same = self._split.get("sampled_sha256") in (None, sampled_hash(self.prefix))
+        if not same:
+            raise DataError(
+                f"{bin_path}: not the tokens that its manifest says (changed or damaged since it was written); "
+                f"{remedy(self.prefix.parent, self.manifest)}"
+            )
 
 
 def sampled_hash(prefix: str | Path, blocks: int = 64, block_bytes: int = 1 << 16) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 
 from cpt.data.corpora._files import well_formed
 from cpt.data.megatron import Writer, paths, token_dtype
-from cpt.data.store import MANIFEST, TokenStore, read_manifest, write_manifest
+from cpt.data.store import MANIFEST, TokenStore, read_manifest, sampled_hash, write_manifest
 from cpt.data.tokenizers._base import Tokenizer
 from cpt.errors import ConfigError, DataError
 
@@ -68,7 +68,8 @@ def prepare(
       progress: called with the documents and tokens so far, after every batch.
 
     Returns:
-      The manifest: per split `documents`, `tokens`, `bytes` (of the `.bin`), `text_bytes`, `max_id`, `sha256`.
+      The manifest: per split `documents`, `tokens`, `bytes` (of the `.bin`), `text_bytes`, `max_id`, `sha256`
+      (of the `.bin`) and `sampled_sha256` (`cpt.data.store.sampled_hash`).
 
     Raises:
       ConfigError: `validation` out of range.
@@ -118,7 +119,7 @@ def finished(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
         raise DataError(f"{out}: holds a finished store with another {differing[0]}; remove it, or name another folder")
     try:
         for split in manifest["splits"]:
-            TokenStore.open(out / split)
+            TokenStore.open(out / split).verify()
     except DataError:
         return None
     return manifest if (out / "tokenizer.json").is_file() else None
@@ -153,7 +154,8 @@ def _split_entry(prefix: Path, writer: Writer, text_bytes: int) -> dict[str, Any
     with bin_path.open("rb") as f:
         sha256 = hashlib.file_digest(f, "sha256").hexdigest()
     counts = {"documents": writer.n_documents, "tokens": writer.n_tokens, "max_id": writer.max_id}
-    return {**counts, "bytes": bin_path.stat().st_size, "text_bytes": text_bytes, "sha256": sha256}
+    size = {"bytes": bin_path.stat().st_size, "text_bytes": text_bytes}
+    return {**counts, **size, "sha256": sha256, "sampled_sha256": sampled_hash(prefix)}
 
 
 def _check_splits(documents: Mapping[str, int], out: Path, validation: float) -> None:

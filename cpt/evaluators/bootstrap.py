@@ -1,8 +1,9 @@
-"""Intervals by resampling evaluation sequences: would another draw of sequences have said the same?
+"""Intervals by resampling evaluation documents: would another draw of documents have said the same?
 
-Sequences, not tokens, are resampled, because the tokens of one sequence are not independent. The resample is *paired*:
-a replicate uses the same sequences at every step, so what a difference between two steps shows is not hidden by how
-hard those sequences are. With the same seed and number of sequences the replicates of two runs are paired as well.
+Documents are resampled, with all their sequences, because the tokens of a sequence and the sequences of a document are
+not independent: resampling tokens, or neighbouring sequences, gives intervals that are several times too narrow. The
+resample is *paired*: a replicate uses the same documents at every step, so what a difference between two steps shows is
+not hidden by how hard those documents are. With the same seed and sets the replicates of two runs are paired as well.
 
 What the interval does not hold: another training seed. Use several seeds for that (Madaan et al. 2024).
 """
@@ -17,14 +18,24 @@ REPLICATES = 2000
 _CELLS = 2_000_000  # counts held at once: 16 MB
 
 
+def by_document(sums_SxT: np.ndarray, documents_S: list[int] | None) -> np.ndarray:
+    """Sums per document [D, T] from sums per sequence [S, T]; unchanged where the documents are not known."""
+    if documents_S is None:
+        return sums_SxT
+    _, document_S = np.unique(documents_S, return_inverse=True)
+    out_DxT = np.zeros((document_S.max() + 1, sums_SxT.shape[1]))
+    np.add.at(out_DxT, document_S, sums_SxT)
+    return out_DxT
+
+
 def resampled_losses(
     nats_SxT: np.ndarray, tokens_SxT: np.ndarray, replicates: int = REPLICATES, seed: int = 0
 ) -> np.ndarray:
     """Loss curves [R, T] of `replicates` resamples: `counts @ nats / counts @ tokens`, sums before the division.
 
     Args:
-      nats_SxT: per sequence and evaluation, summed negative log-likelihood.
-      tokens_SxT: per sequence and evaluation, tokens scored.
+      nats_SxT: per unit of resampling (document, or sequence) and evaluation, summed negative log-likelihood.
+      tokens_SxT: per unit and evaluation, tokens scored.
       replicates: number of resamples R.
       seed: of the generator; fixed, so that a report made twice is the same.
     """

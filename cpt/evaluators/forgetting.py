@@ -18,8 +18,11 @@ def forgetting(reference_loss: float, end_loss: float) -> float:
 def forgetting_best(loss_T: np.ndarray) -> float:
     """`L_T - min_{t<T} L_t` (Chaudhry et al. 2018, f_j^k, with the sign of losses); positive = worse than at its best.
 
+    Chaudhry et al. look at the ends of phases only: give it a column of the phase x set matrix. On all evaluations of a
+    curve it is the excess over the best loss ever seen, which noise makes larger the denser the grid is.
+
     Args:
-      loss_T: [T] recorded losses in order; the last is the end. NaN when there is nothing earlier.
+      loss_T: [T] losses in order; the last is the end. NaN when there is nothing earlier.
     """
     return float(loss_T[-1] - np.min(loss_T[:-1])) if len(loss_T) > 1 else float("nan")
 

@@ -63,6 +63,7 @@ class RunFiles:
     config: Row
     environment: Row
     summary: Row
+    eval_sets: Row
 
     @property
     def name(self) -> str:
@@ -92,6 +93,13 @@ class RunFiles:
         phase = ((self.plan.get("sets") or {}).get(set_name) or {}).get("learned_in")
         return next((i for i, p in enumerate(self.phases) if p["name"] == phase), None)
 
+    def is_upstream(self, set_name: str) -> bool:
+        """Whether a set can be forgotten: learned before the last phase, or brought along by the starting model."""
+        learned = self.learned_in(set_name)
+        if learned is not None:
+            return learned < len(self.phases) - 1
+        return "upstream" in (((self.plan.get("sets") or {}).get(set_name) or {}).get("tags") or ())
+
     @cached_property
     def curves(self) -> dict[str, Curve]:
         """Each evaluated set's loss curve."""
@@ -107,6 +115,10 @@ class RunFiles:
         for row in _lines(self.path / "eval_sequences.jsonl", ("step", "set", "nats", "tokens")):
             by_set.setdefault(row["set"], {})[row["step"]] = row
         return by_set
+
+    def documents(self, set_name: str) -> list[int] | None:
+        """The document that each sequence of a set begins in; None for a run that does not say."""
+        return (self.eval_sets.get(set_name) or {}).get("documents")
 
 
 def is_run(path: Path) -> bool:
@@ -137,6 +149,7 @@ def read_run(path: Path) -> RunFiles:
         config=_object(path / "config.json"),
         environment=_object(path / "environment.json"),
         summary=_object(path / "summary.json"),
+        eval_sets=_object(path / "eval_sets.json"),
     )
 
 

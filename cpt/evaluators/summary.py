@@ -3,7 +3,7 @@
 Every set is compared with itself at its *reference step*. A set learned before the last phase is referred to the end of
 the phase that learned it: everything after is forgetting. A set learned in the last phase, or in none, is referred to
 the start of the last phase: what the last phase did to it. `forgetting` is the signed change since then; a learned
-set's is negative.
+set's is negative. A set that no phase learns but that is tagged `upstream` is one that the starting model knew.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cpt.evaluators import formatting as fmt
-from cpt.evaluators.bootstrap import gap_intervals, resampled_losses
+from cpt.evaluators.bootstrap import by_document, gap_intervals, resampled_losses
 from cpt.evaluators.forgetting import forgetting, forgetting_best, windowed_forgetting, windowed_plasticity, worst_case
 from cpt.evaluators.rows import Curve, RunFiles, plain, read_run, write_atomic
 from cpt.evaluators.stability_gap import stability_gap
@@ -33,9 +33,11 @@ def summarise(run_dir: Path) -> dict[str, Any]:
     """The content of `summary.json` (JSON-able; None where a number is undefined).
 
     Keys: `name`, `finished`, `steps`, `tokens`, `sets`, `matrix` {phases, sets, loss}, `bwt`, `fwt`, `worst_case_loss`,
-    `ledger`. A set has `learned_in, reference_step, reference_tokens, initial, final, forgetting, forgetting_ci95,
-    forgetting_best, perplexity_change, bits_per_byte {initial, final}, gap`; its gap has the fields of `StabilityGap`,
-    `depth_ci95`, `area_ci95`, `transient_ci95`, `windowed_forgetting`, `windowed_plasticity` and `window`.
+    `ledger` (totals, `exact`, and per phase the share of replay). A set has `learned_in`, `upstream`, `reference_step`,
+    `reference_tokens`, `initial`, `final`, `forgetting`, `forgetting_ci95`, `forgetting_best` (over the ends of
+    phases), `over_best` (over all evaluations), `perplexity_change`, `bits_per_byte` {initial, final} and `gap`: the
+    fields of `StabilityGap`, `depth_ci95`, `area_ci95`, `transient_ci95`, `windowed_forgetting`, `windowed_plasticity`
+    and `window`.
 
     Raises:
       RunError: `run_dir` is no run directory or a file of it is damaged.
@@ -47,7 +49,11 @@ def summary_of(run: RunFiles) -> dict[str, Any]:
     """`summarise` for files already read."""
     matrix = transfer_matrix(run)
     indices = [run.learned_in(name) for name in run.set_names]
-    learned_row = [None if i is None else i + 1 for i in indices]
+    # What the starting model knew was learned before the first phase: row 0.
+    learned_row = [
+        i + 1 if i is not None else 0 if run.is_upstream(name) else None
+        for name, i in zip(run.set_names, indices, strict=True)
+    ]
     sets = {name: _set_summary(run, name) for name in run.set_names}
     total = run.plan.get("total_steps")
     return plain(
@@ -65,7 +71,7 @@ def summary_of(run: RunFiles) -> dict[str, Any]:
             "bwt": bwt(matrix, learned_row),
             "fwt": fwt(matrix, learned_row),
             "worst_case_loss": _worst_case_loss(run, sets),
-            "ledger": run.ledger.get("totals") or {},
+            "ledger": _ledger(run),
         }
     )
 
@@ -98,9 +104,8 @@ def after_switch(run: RunFiles, set_name: str) -> Curve | None:
 
 
 def upstream(run_summary: dict[str, Any]) -> list[str]:
-    """Sets learned before the last phase: those that can be forgotten."""
-    last = run_summary["matrix"]["phases"][-1]
-    return [n for n, s in run_summary["sets"].items() if s["learned_in"] not in (None, last)]
+    """Sets learned before the last phase, or known to the starting model: those that can be forgotten."""
+    return [n for n, s in run_summary["sets"].items() if s["upstream"]]
 
 
 def downstream(run_summary: dict[str, Any]) -> list[str]:
@@ -113,7 +118,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     """The closing table of a run: before, after, change ± half of its 95 % interval, stability gap."""
     table = Table(box=None, pad_edge=False, header_style="", padding=(0, 2, 0, 0))
     table.add_column("set", no_wrap=True)
-    for head in ("before", "after", "change", "stability\ngap: depth", "peak at", "recovered", "area"):
+    for head in ("before", "after", "change", "stability gap: depth", "peak at", "recovered", "area"):
         table.add_column(head, justify="right", no_wrap=True)
     for name, s in summary["sets"].items():
         cells = [fmt.nats(s["initial"]), fmt.nats(s["final"]), fmt.plus_minus(s["forgetting"], s["forgetting_ci95"])]
@@ -134,13 +139,15 @@ def _set_summary(run: RunFiles, name: str) -> dict[str, Any]:
     learned = run.learned_in(name)
     out: dict[str, Any] = {
         "learned_in": None if learned is None else run.phases[learned]["name"],
+        "upstream": run.is_upstream(name),
         "reference_step": None if curve is None else curve.steps[0],
         "reference_tokens": None if curve is None else curve.tokens[0],
         "initial": None if curve is None else curve.loss[0],
         "final": None if whole is None else whole.loss[-1],
         "forgetting": None,
         "forgetting_ci95": None,
-        "forgetting_best": None if whole is None else forgetting_best(whole.loss),
+        "forgetting_best": _forgetting_best(run, name),
+        "over_best": None if whole is None else forgetting_best(whole.loss),
         "perplexity_change": None,
         "bits_per_byte": {
             "initial": None if curve is None else curve.bits_per_byte[0],
@@ -164,6 +171,13 @@ def _set_summary(run: RunFiles, name: str) -> dict[str, Any]:
     return out
 
 
+def _forgetting_best(run: RunFiles, name: str) -> float | None:
+    """Over the set's column of the matrix, as far as the phases have ended."""
+    column = [row[run.set_names.index(name)] for row in transfer_matrix(run)]
+    ends = [loss for loss in column if loss is not None]
+    return forgetting_best(np.array(ends)) if len(ends) > 1 else None
+
+
 def _intervals(run: RunFiles, name: str, curve: Curve) -> dict[str, list[float]]:
     """Bootstrap intervals, or none where the per-sequence rows do not cover the curve with one population."""
     rows = run.sequences.get(name, {})
@@ -173,14 +187,42 @@ def _intervals(run: RunFiles, name: str, curve: Curve) -> dict[str, list[float]]
     sizes = {len(c["nats"]) for c in columns} | {len(c["tokens"]) for c in columns}
     if len(sizes) != 1 or min(sizes) < 2:
         return {}
-    nats_SxT, tokens_SxT = (np.array([c[key] for c in columns], float).T for key in ("nats", "tokens"))
-    return gap_intervals(curve.tokens, resampled_losses(nats_SxT, tokens_SxT))
+    documents = run.documents(name)
+    documents = documents if documents is not None and len(documents) in sizes else None
+    nats_DxT, tokens_DxT = (
+        by_document(np.array([c[key] for c in columns], float).T, documents) for key in ("nats", "tokens")
+    )
+    if len(nats_DxT) < 2:
+        return {}
+    return gap_intervals(curve.tokens, resampled_losses(nats_DxT, tokens_DxT))
+
+
+def _ledger(run: RunFiles) -> dict[str, Any]:
+    """Totals of the run, whether every count equals the plan, and for each phase how much of it was replay."""
+    if not run.ledger:
+        return {}
+    phases = []
+    for phase in run.phases:
+        own = [e for e in run.ledger.get("phases") or [] if e["phase"] == phase["name"]]
+        old = [e for e in own if e["role"] == "replay"]
+        tokens, replayed = (sum(e["tokens_consumed"] for e in part) for part in (own, old))
+        phases.append(
+            {
+                "phase": phase["name"],
+                "tokens": tokens,
+                "replay_tokens": replayed,
+                "replay_share": replayed / tokens if tokens else 0.0,
+                "unique_replay_tokens": sum(e["unique_tokens"] for e in old),
+                "accounting": (phase.get("replay") or {}).get("accounting"),
+            }
+        )
+    return {**(run.ledger.get("totals") or {}), "exact": run.ledger.get("exact"), "phases": phases}
 
 
 def _worst_case_loss(run: RunFiles, sets: dict[str, Any]) -> float | None:
     last = len(run.phases) - 1
     current = [s["final"] for n, s in sets.items() if run.learned_in(n) == last]
-    old = [s["gap"] and s["gap"]["worst"] for n, s in sets.items() if run.learned_in(n) not in (None, last)]
+    old = [s["gap"] and s["gap"]["worst"] for s in sets.values() if s["upstream"]]
     if not current or not old or None in current or None in old:
         return None
     return worst_case(float(np.mean(current)), old)

@@ -9,6 +9,7 @@ from cpt.reports.section import Html, table
 from cpt.units import human
 
 Entry = dict[str, Any]
+ACCOUNTING = {"fixed_total": "compute-equivalent", "fixed_new": "on top of the new tokens"}
 
 
 def shares(entries: list[Entry], phase: str, column: str) -> dict[tuple[str, str], float]:
@@ -30,13 +31,25 @@ def ledger_table(entries: list[Entry]) -> Html:
     return table(heads, rows, "Ledger, in tokens", text_columns=3)
 
 
-def replay_line(entries: list[Entry]) -> str:
-    """`Replay: 30,720 of 614,400 tokens (5.00 %), 30,720 unique, 0 repeated.`, or nothing."""
-    replayed = [e for e in entries if e["role"] == "replay"]
-    if not replayed:
-        return ""
-    phases = {e["phase"] for e in replayed}
-    consumed, unique = (sum(e[k] for e in replayed) for k in ("tokens_consumed", "unique_tokens"))
-    total = sum(e["tokens_consumed"] for e in entries if e["phase"] in phases)
-    share = fmt.percent(consumed / total if total else 0.0, 2)
-    return f"Replay: {consumed:,} of {total:,} tokens ({share}), {unique:,} unique, {consumed - unique:,} repeated."
+def closing_lines(summary: dict[str, Any]) -> list[str]:
+    """What was replayed, phase by phase, and whether the ledger is exact; from the content of `summary.json`.
+
+    `replay: 30,720 of 614,400 tokens (5.00 %), 30,720 unique, 0 repeats · compute-equivalent · ledger exact`
+    """
+    ledger = summary.get("ledger") or {}
+    if not ledger:
+        return []
+    exact = "ledger exact" if ledger["exact"] else "ledger NOT exact: see ledger.json"
+    with_replay = [p for p in ledger["phases"] if p["replay_tokens"]]
+    lines = []
+    for p in with_replay:
+        head = f"replay in {p['phase']}" if len(with_replay) > 1 else "replay"
+        lines.append(f"{head}: {replay_text(p)} · {ACCOUNTING.get(p['accounting'], p['accounting'])} · {exact}")
+    return lines or [f"no replay · {exact}"]
+
+
+def replay_text(phase: dict[str, Any]) -> str:
+    """`30,720 of 614,400 tokens (5.00 %), 30,720 unique, 0 repeats` of a phase of `summary["ledger"]`."""
+    replayed, unique = phase["replay_tokens"], phase["unique_replay_tokens"]
+    share = fmt.percent(phase["replay_share"], 2)
+    return f"{replayed:,} of {phase['tokens']:,} tokens ({share}), {unique:,} unique, {replayed - unique:,} repeats"

@@ -11,6 +11,7 @@ import json
 from dataclasses import replace
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from plotly.offline import get_plotlyjs
 
@@ -25,14 +26,17 @@ LAST = ("records",)
 ASSETS = Path(__file__).parent / "assets"
 
 
-def write_report(run_dir: Path, out: Path | None = None) -> Path:
-    """Refresh `summary.json` of the run and write its page to `out` (default: `report.html` in the run directory).
+def write_report(run_dir: Path, out: Path | None = None, summary: dict[str, Any] | None = None) -> Path:
+    """Write the page of a run to `out` (default: `report.html` in the run directory).
+
+    Args:
+      summary: the content of `summary.json`, if it was derived just now; None derives and writes it first.
 
     Raises:
       RunError: `run_dir` is no run directory, one of its files is damaged, or a file cannot be written.
     """
     run = read_run(Path(run_dir))
-    run = replace(run, summary=write_summary(run.path))
+    run = replace(run, summary=summary or write_summary(run.path))
     return write_atomic(Path(out) if out else run.path / "report.html", render(run.name, sections_of(run), state(run)))
 
 

@@ -23,7 +23,7 @@ def plan_table(plan: RunPlan) -> Table:
             mix_text(phase),
             phase.schedule.describe(),
             "fresh"
-            if phase.index == 0
+            if phase.index == 0 and not plan.spec.init.brings_optimizer
             else policy.policy + (f" {policy.steps}" if policy.policy == "lr0_warm" else ""),
             evaluations_text(phase),
         )

@@ -11,10 +11,11 @@ depend on the topology.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from cpt.errors import RunError
 from cpt.training.state import State
 
 FULL_KINDS = ("anchor", "rolling")
@@ -43,6 +45,18 @@ class Saved:
 
 class DamagedCheckpoint(Exception):
     """What restore found wrong with one checkpoint; the message names the item or array."""
+
+
+# What a machine says when it cannot read now. The checkpoint may be sound, so it is neither moved nor passed over.
+MACHINE_FAULTS = (
+    "RESOURCE_EXHAUSTED",
+    "PERMISSION_DENIED",
+    "Permission denied",
+    "Out of memory",
+    "No space left",
+    "Input/output error",
+    "Too many open files",
+)
 
 
 class Checkpoints:
@@ -76,17 +90,29 @@ class Checkpoints:
         self.wait()
         self._prune()
         path = self._path(kind, step)
-        self._saver.save(
-            path,
-            args=ocp.args.Composite(
-                meta=ocp.args.JsonSave(meta), **{name: ocp.args.StandardSave(tree) for name, tree in copies.items()}
-            ),
-            force=True,
-        )
+        items = {name: ocp.args.StandardSave(tree) for name, tree in copies.items()}
+        with self._writing():
+            self._saver.save(path, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items), force=True)
 
     def wait(self) -> None:
-        """Block until the last save is complete on disk."""
-        self._saver.wait_until_finished()
+        """Block until the last save is complete on disk. Raises RunError if it could not be written."""
+        with self._writing():
+            self._saver.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as e:  # what its writing thread met, Orbax raises as it is: OSError, ValueError, its own
+            raise RunError(
+                f"{self.directory}: a checkpoint could not be written ({_first_line(e)}); {self.newest()}; "
+                "make room there and run the same command again"
+            ) from e
+
+    def newest(self) -> str:
+        """`the newest finished one is rolling/100`, for messages."""
+        finished = self.finished()
+        return f"the newest finished one is {finished[0]}" if finished else "none was finished before"
 
     def close(self) -> None:
         self.wait()
@@ -107,21 +133,34 @@ class Checkpoints:
         return sorted(found, key=lambda s: (-s.step, s.kind))
 
     def restore_latest(self, abstract: State, say: Callable[[str], None]) -> tuple[Saved, State, dict[str, Any]] | None:
-        """The newest sound full checkpoint as (saved, state, meta), or None.
+        """The newest sound full checkpoint as (saved, state, meta); None if there is no checkpoint at all.
 
-        A damaged one is named through `say`, moved aside to `checkpoints/damaged/`, and the one before is tried.
+        A damaged one is passed over; once a sound one is found it is named through `say` and moved aside to
+        `checkpoints/damaged/`.
+
+        Raises:
+          RunError: there are checkpoints but none can be read; nothing is moved.
         """
+        damaged: list[tuple[Saved, DamagedCheckpoint]] = []
         for saved in self.finished():
             try:
                 state, meta = restore(saved, abstract)
             except DamagedCheckpoint as e:
-                aside = self.directory / "damaged" / f"{saved.kind}-{saved.step}"
-                say(f"checkpoint {saved} is damaged ({e}); moved to {aside}, trying the one before")
+                damaged.append((saved, e))
+                continue
+            for bad, why in damaged:
+                aside = self.directory / "damaged" / f"{bad.kind}-{bad.step}"
+                say(f"checkpoint {bad} is damaged ({why}); moved to {aside}, using the one before")
                 aside.parent.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(aside, ignore_errors=True)
-                saved.path.rename(aside)
-                continue
+                bad.path.rename(aside)
             return saved, state, meta
+        if damaged:
+            bad, why = damaged[0]
+            raise RunError(
+                f"{self.directory}: no full checkpoint can be read ({len(damaged)} tried; {bad}: {why}); nothing was "
+                "changed; bring one back from a copy, or train anew in another --workdir"
+            )
         return None
 
     def clean(self) -> None:
@@ -157,6 +196,7 @@ def restore(saved: Saved, abstract: State, params_only: bool = False) -> tuple[S
             saved.path, args=ocp.args.Composite(**{k: ocp.args.StandardRestore(t) for k, t in targets.items()})
         )
     except Exception as e:  # Orbax and TensorStore raise a bare Exception for truncated data
+        _raise_if_machine_fault(saved, e)
         raise DamagedCheckpoint(f"unreadable: {_first_line(e)}") from e
     finally:
         reader.close()
@@ -172,6 +212,7 @@ def read_meta(saved: Saved) -> dict[str, Any]:
     try:
         meta = json.loads((saved.path / "meta" / "metadata").read_text())
     except (OSError, ValueError) as e:
+        _raise_if_machine_fault(saved, e)
         raise DamagedCheckpoint(f"meta: {_first_line(e)}") from e
     if not isinstance(meta, dict) or sealed(meta) != meta:
         raise DamagedCheckpoint("meta: its digest differs from the one saved with it")
@@ -200,6 +241,14 @@ def digest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     first = bits * (position * np.uint32(2654435761) | np.uint32(1))
     second = bits * ((position ^ (position >> 15)) * np.uint32(2246822519) | np.uint32(1))
     return jnp.sum(first, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)
+
+
+def _raise_if_machine_fault(saved: Saved, error: Exception) -> None:
+    if isinstance(error, MemoryError) or any(mark in str(error) for mark in MACHINE_FAULTS):
+        raise RunError(
+            f"{saved.path}: cannot be read now ({_first_line(error)}); nothing was changed; "
+            "mend that and run the same command again"
+        ) from error
 
 
 def _named(digests: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,59 +15,90 @@ from typing import Any
 import jax
 import optax
 
-from cpt.config import InitSpec
+from cpt.config import InitSpec, RunSpec
+from cpt.data.tokenizers._base import Tokenizer
 from cpt.errors import RunError
 from cpt.models.base import Model
-from cpt.training.checkpoint import Checkpoints, DamagedCheckpoint, restore
+from cpt.sections import to_dict
+from cpt.training.checkpoint import FULL_KINDS, Checkpoints, DamagedCheckpoint, Saved, read_meta, restore
 from cpt.training.state import State
+
+# How the model computes, not what its parameters are.
+MAY_DIFFER = {"compute_dtype", "context", "remat", "init", "init_std"}
 
 
 def initial_state(
+    spec: RunSpec,
+    tokenizer: Tokenizer | None,
     model: Model,
     tx: optax.GradientTransformation,
     abstract: State,
     checkpoints: Checkpoints,
-    init: InitSpec,
-    seed: int,
     say: Callable[[str], None],
 ) -> tuple[State, int, dict[str, Any] | None]:
     """State, step and (of an own checkpoint) meta to start from.
 
     Args:
+      tokenizer: of this run; None where nobody knows it.
       abstract: `ShapeDtypeStruct`s with the shardings of this machine.
       say: receives the branch taken and any damaged checkpoint.
 
     Raises:
-      RunError: `init.from_run` has no such checkpoint, or one of another shape.
+      RunError: own checkpoints exist and none can be read; `init.from_run` has no such checkpoint, or one of another
+        model or tokenizer.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     if found := checkpoints.restore_latest(abstract, say):
         saved, state, meta = found
         say(f"initialised from own checkpoint {saved} (step {saved.step})")
         return state, saved.step, meta
+    init = spec.init
     if init.from_run:
-        params, opt_state = _from_run(init, abstract)
+        saved = _checkpoint_of(init)
+        _check_same_model(Path(init.from_run), saved, spec, tokenizer.hash if tokenizer is not None else None)
+        try:
+            params, opt_state = restore(saved, abstract, params_only=not init.brings_optimizer)[0]
+        except DamagedCheckpoint as e:
+            raise RunError(f"init.from_run: {saved.path}: {e}; choose another init.step") from e
         if opt_state is None:
             opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
-        say(f"initialised {init.what} from {init.from_run}")
+        say(f"initialised {init.what} from {init.from_run}, checkpoint {saved}")
         return State(params, opt_state), 0, None
-    params = jax.jit(model.init, out_shardings=shardings.params)(jax.random.key(seed))
+    params = jax.jit(model.init, out_shardings=shardings.params)(jax.random.key(spec.seed))
     say("initialised from scratch")
     return State(params, jax.jit(tx.init, out_shardings=shardings.opt_state)(params)), 0, None
 
 
-def _from_run(init: InitSpec, abstract: State) -> State:
-    params_only = init.what == "params"
-    kinds = ("anchor", "rolling", "grid") if params_only else ("anchor", "rolling")
-    other = Checkpoints(Path(init.from_run) / "checkpoints")
-    found = [s for s in other.finished(kinds) if init.step in (None, s.step)]
+def _checkpoint_of(init: InitSpec) -> Saved:
+    """The checkpoint that `init` names: the newest, or the one of `init.step`."""
+    kinds = FULL_KINDS if init.brings_optimizer else (*FULL_KINDS, "grid")
+    finished = Checkpoints(Path(init.from_run) / "checkpoints").finished(kinds)
+    found = [s for s in finished if init.step in (None, s.step)]
     if not found:
-        steps = sorted({s.step for s in other.finished(kinds)})
-        raise RunError(
-            f"init.from_run: {init.from_run} has no checkpoint{f' of step {init.step}' if init.step else ''}  "
-            f"(steps: {steps})"
-        )
+        steps = sorted({s.step for s in finished}, key=lambda s: (abs(s - (init.step or 0)), s))[:6]
+        what = "full checkpoint" if init.brings_optimizer else "checkpoint"
+        of_step = f" of step {init.step}; nearest: {', '.join(map(str, steps)) or 'none'}" if init.step else ""
+        raise RunError(f"init.from_run: {init.from_run} has no {what}{of_step}")
+    return found[0]
+
+
+def _check_same_model(run: Path, saved: Saved, spec: RunSpec, tokenizer: str | None) -> None:
+    """Parameters of another shape, or whose ids mean other tokens, cannot be taken over."""
     try:
-        return restore(found[0], abstract, params_only)[0]
-    except DamagedCheckpoint as e:
-        raise RunError(f"init.from_run: {found[0].path}: {e}; choose another init.step") from e
+        theirs = json.loads((run / "plan.json").read_text())["spec"]["model"]
+        meta = read_meta(saved)
+    except (OSError, ValueError, KeyError, TypeError, DamagedCheckpoint) as e:
+        raise RunError(f"init.from_run: {run}: its plan or {saved} cannot be read ({e}); choose another run") from e
+    ours = to_dict(spec.model)
+    for name in sorted({*ours, *theirs} - MAY_DIFFER):
+        if ours.get(name) != theirs.get(name):
+            raise RunError(
+                f"init.from_run: model.{name} is {theirs.get(name)!r} in {run}, {ours.get(name)!r} here; "
+                f"set model.{name} to {theirs.get(name)!r}, or start from another run"
+            )
+    known = meta.get("tokenizer")
+    if known and tokenizer and known != tokenizer:
+        raise RunError(
+            f"init.from_run: {run} was trained with another tokenizer ({known[:8]}, here {tokenizer[:8]}), whose ids "
+            "mean other tokens; use its tokenizer: tokenizer.kind=file and tokenizer.path"
+        )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cpt.evaluators.rows import write_atomic
+from cpt.evaluators.rows import plain, write_atomic
 
 
 class JsonLines:
@@ -18,18 +18,19 @@ class JsonLines:
         self._file = path.open("a")
 
     def write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
+        # JSON has no NaN: a row that held one could not be read by anything else.
+        self._file.write(json.dumps(plain(row), allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
 
 
-def cut(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Keep only the rows that satisfy `keep`; a half-written last line goes too. Atomic."""
+def cut(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Keep only the rows that satisfy `keep`, and return them; a half-written last line goes too. Atomic."""
     if not path.exists():
-        return
-    kept = []
+        return []
+    kept, rows = [], []
     for line in path.read_text().splitlines():
         try:
             row = json.loads(line)
@@ -37,4 +38,6 @@ def cut(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
             continue
         if keep(row):
             kept.append(line)
+            rows.append(row)
     write_atomic(path, "".join(line + "\n" for line in kept))
+    return rows

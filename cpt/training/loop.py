@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,15 @@ from rich.console import Console
 from cpt import registry
 from cpt.config import RunSpec
 from cpt.data.ledger import Ledger
-from cpt.data.loader import Batches, start_at
-from cpt.data.mix import MixPlan
-from cpt.errors import DataError, RunError
+from cpt.data.loader import start_at
+from cpt.errors import RunError
 from cpt.evaluators.losses import SetLosses, take_set
 from cpt.models import base
 from cpt.models.spec import flops_per_token
 from cpt.optimizers.policy import apply_policy
 from cpt.plan import RunPlan
-from cpt.training.checkpoint import Checkpoints
+from cpt.training.checkpoint import Checkpoints, DamagedCheckpoint, read_meta
+from cpt.training.feed import Data, check_data, end_of_document, host_batches, identity
 from cpt.training.initialise import initial_state
 from cpt.training.progress import TrainingProgress
 from cpt.training.recorder import NonFinite, Recorder
@@ -32,14 +33,7 @@ from cpt.training.sharding import BATCH, make_mesh, optimizer_shardings, paramet
 from cpt.training.signals import StopRequest
 from cpt.training.state import State
 from cpt.training.step import make_train_step
-
-
-@dataclass(frozen=True)
-class Data:
-    """The opened data of a run: sources by name (each with `.train`, `.validation`, `.epochs`), and the tokenizer."""
-
-    sources: Mapping[str, Any]
-    tokenizer: Any
+from cpt.training.workdir import claim
 
 
 @dataclass(frozen=True)
@@ -73,50 +67,48 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
         donate_argnums=0,
         out_shardings=(shardings, replicated),
     )
-    switch = {
-        p.first_step: jax.jit(
-            lambda s, policy=p.spec.optimizer.policy: s._replace(
-                opt_state=apply_policy(policy, tx, s.params, s.opt_state)
-            ),
-            donate_argnums=0,
-            out_shardings=shardings,
-        )
-        for p in plan.phases[1:]
-    }
+    switch = phase_switches(plan, tx, shardings)
+    losses = evaluation(plan, data, model, NamedSharding(mesh, BATCH))
 
     # ---- where the run stands ----
     checkpoints = Checkpoints(workdir / "checkpoints", spec.checkpoints.keep_rolling)
     checkpoints.clean()
     say = lambda line: console.print(line, highlight=False, soft_wrap=True)  # noqa: E731
-    state, start, meta = initial_state(model, tx, abstract, checkpoints, spec.init, spec.seed, say)
-    fingerprints = check_fingerprints(plan, data, meta)
+    state, start, meta = initial_state(spec, data.tokenizer, model, tx, abstract, checkpoints, say)
+    trains_on = identity(data, meta)
+    claim(workdir, plan, start)
     ledger = Ledger(mix, flops_per_token(spec.model, spec.batch.length), start)
-    losses = evaluation(plan, data, model, NamedSharding(mesh, BATCH))
     progress = TrainingProgress(plan, console)
-    recorder = Recorder(workdir, plan, ledger, losses, start, progress)
+    recorder = Recorder(workdir, plan, ledger, losses, start, progress, (meta or {}).get("skipped_in_a_row", 0))
     batches = start_at(host_batches(plan, data, mix), start)
     columns = max(len(p.columns) for p in plan.phases)
 
     def save(step: int, kinds: tuple[str, ...]) -> None:
         recorder.drain()  # a checkpoint must not be newer than the rows on disk
         recorder.write_ledger()
-        facts = {"plan_hash": plan.hash, "tokens": plan.clock(step).tokens, "fingerprints": fingerprints}
+        facts = {
+            "plan_hash": plan.hash,
+            "tokens": plan.clock(step).tokens,
+            "skipped_in_a_row": recorder.skipped_in_a_row,
+            "ledger": ledger.to_json(),
+            **trains_on,
+        }
         for kind in kinds:
             if not checkpoints.has(kind, step):
                 with jax.transfer_guard("allow"):
-                    checkpoints.save(kind, step, state, facts | {"ledger": ledger.to_json()})
+                    checkpoints.save(kind, step, state, facts)
         recorder.resume_clock()
 
     # ---- the loop ----
     step = start
-    with StopRequest() as stop, progress, jax.transfer_guard("disallow"):
-        try:
+    with stopping_says_what_is_safe(checkpoints, workdir), StopRequest() as stop, progress:
+        with jax.transfer_guard("disallow"):
             for step in range(start, plan.total_steps + 1):
                 if losses and plan.evaluates_at(step):
                     recorder.evaluated(step, losses(state.params))
                 kinds = plan.checkpoints_at(step) if step > start else ()
-                if stop.name and step > start and "anchor" not in kinds:
-                    kinds = (*kinds, "rolling") if "rolling" not in kinds else kinds
+                if stop.name and step > start and not {"anchor", "rolling"} & set(kinds):
+                    kinds = (*kinds, "rolling")
                 if kinds:
                     save(step, kinds)
                 if stop.name or step == plan.total_steps:
@@ -131,14 +123,26 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
                 lr_and_weights = jax.device_put((np.float32(lr), multipliers_K), replicated)
                 state, sums = update(state, batch, *lr_and_weights)
                 recorder.trained(step, sums, lr, data_wait_s)
-        except NonFinite as e:
-            checkpoints.wait()
-            raise RunError(f"{str(e).split(': ', 1)[1]}; {last_good(checkpoints)}") from e
-        recorder.drain()
+            recorder.drain()
         recorder.write_ledger()
-    checkpoints.close()
-    recorder.close()
+        checkpoints.close()
+        recorder.close()
     return Outcome(step, stop.name, recorder.busy_s)
+
+
+@contextlib.contextmanager
+def stopping_says_what_is_safe(checkpoints: Checkpoints, workdir: Path) -> Iterator[None]:
+    """Turn what can stop a run half-way into one line that says what is on disk and how to go on."""
+    try:
+        yield
+    except NonFinite as e:
+        checkpoints.wait()
+        raise RunError(f"{e.what}; {last_good(checkpoints, workdir)}") from e
+    except OSError as e:
+        raise RunError(
+            f"{workdir}: cannot be written ({e.strerror}); checkpoints: {checkpoints.newest()}; "
+            "make room there and run the same command again"
+        ) from e
 
 
 def abstract_state(model: base.Model, tx: Any, mesh: jax.sharding.Mesh) -> State:
@@ -151,34 +155,19 @@ def abstract_state(model: base.Model, tx: Any, mesh: jax.sharding.Mesh) -> State
     return jax.tree.map(with_sharding, abstract, State(param_shardings, opt_shardings))
 
 
-def check_data(plan: RunPlan, data: Data) -> MixPlan:
-    """The data plan; raises DataError for a source that runs out or ids that exceed the model's vocabulary."""
-    spec = plan.spec
-    if data.tokenizer is not None and data.tokenizer.vocab_size > spec.model.vocab_size:
-        raise DataError(
-            f"tokenizer: its {data.tokenizer.vocab_size} ids exceed model.vocab_size={spec.model.vocab_size}; "
-            "raise model.vocab_size"
-        )
-    for name, source in data.sources.items():
-        if (largest := source.train.max_id()) >= spec.model.vocab_size:
-            raise DataError(
-                f"sources.{name}: token id {largest} exceeds model.vocab_size={spec.model.vocab_size}; "
-                "raise model.vocab_size or prepare the store with the model's tokenizer"
-            )
-    rows = {name: source.train.rows(spec.batch.length) for name, source in data.sources.items()}
-    return MixPlan(plan, rows, {name: source.epochs for name, source in data.sources.items()})
+def phase_switches(plan: RunPlan, tx: Any, shardings: State) -> dict[int, Callable[[State], State]]:
+    """What the optimizer policy of each phase does to the state, by the step at which the phase begins."""
 
+    def switch(policy: str) -> Callable[[State], State]:
+        change = lambda s: s._replace(opt_state=apply_policy(policy, tx, s.params, s.opt_state))  # noqa: E731
+        return jax.jit(change, donate_argnums=0, out_shardings=shardings)
 
-def check_fingerprints(plan: RunPlan, data: Data, meta: dict[str, Any] | None) -> dict[str, str]:
-    """Fingerprints of the data; raises DataError if a resumed run would go on with other data than it began with."""
-    now = {name: source.train.fingerprint for name, source in data.sources.items()}
-    for name, before in (meta or {}).get("fingerprints", {}).items():
-        if name in now and now[name] != before:
-            raise DataError(
-                f"sources.{name}: its store changed since this run's checkpoint ({before[:8]} -> {now[name][:8]}); "
-                "restore the old store, or start a new run with another --workdir"
-            )
-    return now
+    # The first phase finds no optimizer state of before, unless the run brings one along.
+    return {
+        p.first_step: switch(p.spec.optimizer.policy)
+        for p in plan.phases
+        if p.index > 0 or plan.spec.init.brings_optimizer
+    }
 
 
 def evaluation(plan: RunPlan, data: Data, model: base.Model, batch: NamedSharding) -> SetLosses | None:
@@ -191,18 +180,7 @@ def evaluation(plan: RunPlan, data: Data, model: base.Model, batch: NamedShardin
         take_set(name, data.sources[s.source], s.sequences, spec.batch.length, token_bytes)
         for name, s in spec.evaluation.sets.items()
     ]
-    return SetLosses(model, sets, spec.evaluation.rows_per_pass, batch)
-
-
-def host_batches(plan: RunPlan, data: Data, mix: MixPlan) -> Batches:
-    """This host's rows of every batch."""
-    if plan.spec.batch.sequences % jax.process_count():
-        raise RunError(
-            f"batch.sequences: {plan.spec.batch.sequences} rows cannot be split over {jax.process_count()} hosts"
-        )
-    stores = {name: source.train for name, source in data.sources.items()}
-    end = data.tokenizer.eod_id if plan.spec.batch.mask_documents and data.tokenizer is not None else None
-    return Batches(mix, stores, jax.process_index(), jax.process_count(), end)
+    return SetLosses(model, sets, spec.evaluation.rows_per_pass, batch, end_of_document(plan, data))
 
 
 def multipliers(plan: RunPlan, step: int, columns: int) -> np.ndarray:
@@ -213,12 +191,16 @@ def multipliers(plan: RunPlan, step: int, columns: int) -> np.ndarray:
     return out_K
 
 
-def last_good(checkpoints: Checkpoints) -> str:
-    """`the last good checkpoint is ...` and how to go on from it."""
-    saved = checkpoints.finished()
-    if not saved:
-        return "no checkpoint was saved before"
-    last = saved[0]
-    return (
-        f"the last good checkpoint is {last.path} (step {last.step}); lower the learning rate from there and run again"
-    )
+def last_good(checkpoints: Checkpoints, workdir: Path) -> str:
+    """Which checkpoint was saved while updates were finite, and how to start from its weights."""
+    for saved in checkpoints.finished():
+        try:
+            good = read_meta(saved).get("skipped_in_a_row", 0) == 0
+        except DamagedCheckpoint:
+            continue
+        if good:
+            return (
+                f"the last good checkpoint is {saved.path}; lower the learning rate and start from it: "
+                f"--workdir=NEW --config.init.from_run={workdir} --config.init.step={saved.step}"
+            )
+    return "no good checkpoint was saved before; lower the learning rate and start again in another --workdir"

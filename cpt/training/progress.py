@@ -33,7 +33,8 @@ class TrainingProgress:
         self._tasks: dict[str, Any] = {}
         self._last_line = time.monotonic()
         self._reference: dict[str, float] = {}
-        self._change: dict[str, tuple[float, float]] = {}
+        # Per set: the change since the phase began, the largest one, and the tokens of the phase at that one.
+        self._change: dict[str, tuple[float, float, int]] = {}
 
     def __enter__(self) -> TrainingProgress:
         if self.live:
@@ -47,11 +48,16 @@ class TrainingProgress:
     def evaluated(self, step: int, row: dict[str, Any]) -> None:
         """Note an evaluation; at the start of a phase it becomes the level that changes are shown against."""
         phase, name = self.plan.phase_at(step), row["set"]
+        if row["loss"] is None:
+            return
         if step == phase.first_step or name not in self._reference:
-            self._reference[name], self._change[name] = row["loss"], (0.0, 0.0)
+            self._reference[name], self._change[name] = row["loss"], (0.0, 0.0, 0)
             return
         change = row["loss"] - self._reference[name]
-        self._change[name] = (change, max(change, self._change[name][1]))
+        _, peak, at = self._change[name]
+        if change > peak:
+            peak, at = change, row["tokens"] - phase.first_token
+        self._change[name] = (change, peak, at)
 
     def trained(self, row: dict[str, Any], seconds_left: float | None) -> None:
         """Draw the state after the update of `row` (a row of metrics.jsonl)."""
@@ -71,10 +77,13 @@ class TrainingProgress:
             self.console.print(f"{phase.name} {done}/{phase.steps}  {note}", highlight=False, soft_wrap=True)
 
     def _gap(self, phase: Any) -> str:
-        """`  pile +0.31 (peak +0.44)` for the sets whose source was learned in an earlier phase."""
+        """`  pile +0.31 (peak +0.44 at 23k tokens)` for the sets that this phase can forget."""
         old = []
         for name, spec in self.plan.spec.evaluation.sets.items():
             learned = self.plan.learned_in(spec.source)
-            if name in self._change and phase.index and learned and learned != phase.name:
-                old.append(f"  {name} {self._change[name][0]:+.2f} (peak {self._change[name][1]:+.2f})")
+            before = phase.index > 0 and learned != phase.name if learned else "upstream" in spec.tags
+            if name in self._change and before:
+                change, peak, at = self._change[name]
+                top = f" (peak {peak:+.2f} at {human(at)} tokens)" if peak > 0 else ""
+                old.append(f"  {name} {change:+.2f}{top}")
         return "".join(old)

@@ -17,7 +17,6 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from cpt.data.ledger import Ledger
-from cpt.errors import RunError
 from cpt.evaluators.losses import SetLosses
 from cpt.evaluators.rows import write_atomic
 from cpt.plan import RunPlan
@@ -35,21 +34,36 @@ class Recorder:
       plan, ledger, losses: what the rows mean.
       step: where the run starts or resumes; later rows on disk are cut.
       progress: shown to the person watching.
+      skipped_in_a_row: updates right before `step` that were not finite.
     """
 
     def __init__(
-        self, workdir: Path, plan: RunPlan, ledger: Ledger, losses: SetLosses | None, step: int, progress: Any
+        self,
+        workdir: Path,
+        plan: RunPlan,
+        ledger: Ledger,
+        losses: SetLosses | None,
+        step: int,
+        progress: Any,
+        skipped_in_a_row: int = 0,
     ):
         self.workdir, self.plan, self.ledger, self.losses, self.progress = workdir, plan, ledger, losses, progress
         # metrics rows are numbered by the updates done after them, evaluations by the updates done before.
         cut(workdir / "metrics.jsonl", lambda row: row["step"] <= step)
-        for name in ("eval.jsonl", "eval_sequences.jsonl"):
-            cut(workdir / name, lambda row: row["step"] < step or row["checkpoint"] != IN_LOOP)
+        # Up to `step`, which itself is evaluated again where the plan says so.
+        end = step if losses and plan.evaluates_at(step) else step + 1
+        before = lambda row: row["step"] < end or row["checkpoint"] != IN_LOOP  # noqa: E731
+        cut(workdir / "eval_sequences.jsonl", before)
+        for row in cut(workdir / "eval.jsonl", before):
+            if row["phase"] == plan.phase_at(step).name:
+                progress.evaluated(row["step"], row)
+        if losses:
+            write_atomic(workdir / "eval_sets.json", json.dumps(losses.origin()))
         self.metrics = JsonLines(workdir / "metrics.jsonl")
         self.evals = JsonLines(workdir / "eval.jsonl")
         self.sequences = JsonLines(workdir / "eval_sequences.jsonl")
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step, flush_secs=30)
-        self.skipped_in_a_row = 0
+        self.skipped_in_a_row = skipped_in_a_row
         self.busy_s = {"step": 0.0, "eval": 0.0, "data": 0.0}
         self._pending: deque[tuple] = deque()
         self._start_step, self._started, self._last_done = step, time.monotonic(), 0.0
@@ -103,7 +117,8 @@ class Recorder:
             row = {"step": step, "tokens": clock.tokens, "phase": clock.phase, **row, "checkpoint": IN_LOOP}
             self.sequences.write({"step": step, **sequences, "checkpoint": IN_LOOP})
             self.evals.write(row)
-            self.board.add_scalar(f"eval/{row['set']}/loss", row["loss"], step)
+            if row["loss"] is not None:
+                self.board.add_scalar(f"eval/{row['set']}/loss", row["loss"], step)
             self.progress.evaluated(step, row)
 
     def _write_metrics(self, step: int, sums: Sums, lr: float, data_wait_s: float, step_s: float) -> None:
@@ -147,5 +162,13 @@ class Recorder:
             raise NonFinite(f"{self.skipped_in_a_row} updates in a row were not finite, the last at step {step}")
 
 
-class NonFinite(RunError):
-    """Too many updates in a row that were not finite."""
+class NonFinite(Exception):
+    """Too many updates in a row that were not finite.
+
+    Attributes:
+      what: how many, and the last.
+    """
+
+    def __init__(self, what: str):
+        super().__init__(what)
+        self.what = what

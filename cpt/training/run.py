@@ -13,9 +13,11 @@ import jax
 from rich.console import Console
 
 from cpt.data.preparing import open_sources
+from cpt.errors import RunError
 from cpt.evaluators.rows import write_atomic
 from cpt.plan import RunPlan
-from cpt.training.loop import Data, Outcome, train
+from cpt.training.feed import Data
+from cpt.training.loop import Outcome, train
 from cpt.training.selfcheck import selfcheck
 
 PACKAGES = ("cpt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
@@ -25,7 +27,8 @@ def run_training(plan: RunPlan, workdir: Path, console: Console) -> Outcome:
     """Train `plan` in `workdir`; see `cpt.training.loop.train` for what it raises."""
     started = time.time()
     say = lambda line: console.print(line, highlight=False)  # noqa: E731
-    say(f"jax {jax.__version__} · {jax.device_count()} x {jax.devices()[0].device_kind}")
+    if jax.process_count() > 1:
+        raise RunError(f"{jax.process_count()} processes: training over several processes is not there yet; start one")
     selfcheck()
     sources, tokenizer = open_sources(plan.spec.sources, plan.spec.tokenizer, Path(plan.spec.stores), say)
     write_environment(workdir, started, 0.0, 0)
@@ -34,13 +37,18 @@ def run_training(plan: RunPlan, workdir: Path, console: Console) -> Outcome:
     return outcome
 
 
+def devices_text() -> str:
+    """`jax 0.10.1 · 1 x cpu`; starts the backend."""
+    return f"jax {jax.__version__} · {jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
 def write_environment(workdir: Path, started: float, wall_s: float, step: int, busy_s: dict | None = None) -> None:
     """`environment.json`: versions, devices, command and the time of the last launch."""
     facts = {
         **{f"version/{name}": version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "devices": devices_text(),
         "processes": jax.process_count(),
         "command": " ".join(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),

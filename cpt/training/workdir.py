@@ -7,8 +7,13 @@ stands.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import platform
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +47,31 @@ def prepare_workdir(workdir: Path) -> None:
         raise RunError(f"{workdir}: cannot write there ({e.strerror}); give another --workdir") from e
 
 
+@contextlib.contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+    """Hold the directory against other processes; the system lets go of it however this one ends.
+
+    Raises:
+      RunError: another process trains there.
+    """
+    with (workdir / ".lock").open("a+") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            f.seek(0)
+            raise RunError(
+                f"{workdir}: another process trains there ({f.read().strip() or 'unknown'}); "
+                "wait for it, or give another --workdir"
+            ) from e
+        except OSError:  # a file system without locks cannot protect anyone
+            yield
+            return
+        f.truncate(0)
+        f.write(f"process {os.getpid()} on {platform.node()}")
+        f.flush()
+        yield
+
+
 def stored_plan(workdir: Path) -> tuple[RunPlan, dict[str, Any]] | None:
     """The plan that `workdir` belongs to and its `plan.json`, or None.
 
@@ -62,26 +92,35 @@ def stored_plan(workdir: Path) -> tuple[RunPlan, dict[str, Any]] | None:
         raise RunError(f"{path}: not a plan that this version reads ({e}); give another --workdir") from e
 
 
-def claim(workdir: Path, plan: RunPlan, step: int) -> None:
-    """Write the plan into `workdir`, or check that the run there may go on with it from `step`.
+def check(workdir: Path, plan: RunPlan, step: int) -> list[dict[str, Any]]:
+    """Whether the run in `workdir` may go on with `plan` from `step`; writes nothing.
+
+    Returns:
+      The plans it had before, as `plan.json` keeps them under `history`.
 
     Raises:
       ConfigError: the plan differs from the stored one before `step`; names phase and field.
     """
-    history: list[dict[str, Any]] = []
-    if stored := stored_plan(workdir):
-        old, raw = stored
-        history = raw.get("history", [])
-        if old.hash != plan.hash:
-            # A mistake that stopped the run before it recorded anything can be mended in place.
-            if (step or _recorded(workdir)) and (difference := changed_past(old, plan, step)):
-                raise ConfigError(
-                    f"{workdir} belongs to another plan: {difference}; give another --workdir, "
-                    "or leave what was trained as it was"
-                )
-            if step or _recorded(workdir):
-                history = [*history, {"hash": old.hash, "until_step": step}]
-            _set_aside(workdir, step, old.hash)
+    if not (stored := stored_plan(workdir)):
+        return []
+    old, raw = stored
+    history = raw.get("history", [])
+    # A mistake that stopped the run before it recorded anything can be mended in place.
+    if old.hash == plan.hash or not (step or _recorded(workdir)):
+        return history
+    if difference := changed_past(old, plan, step):
+        raise ConfigError(
+            f"{workdir} belongs to another plan: {difference}; give another --workdir, "
+            "or leave what was trained as it was"
+        )
+    return [*history, {"hash": old.hash, "until_step": step}]
+
+
+def claim(workdir: Path, plan: RunPlan, step: int) -> None:
+    """Write the plan into `workdir`, from `step` on the one that is trained there. Raises what `check` does."""
+    history = check(workdir, plan, step)
+    if (stored := stored_plan(workdir)) and stored[0].hash != plan.hash:
+        _set_aside(workdir, step, stored[0].hash)
     text = {**plan.to_json(), "history": history}
     write_atomic(workdir / "plan.json", json.dumps(text, indent=1))
     write_atomic(workdir / "config.json", json.dumps(to_dict(plan.spec), indent=1))

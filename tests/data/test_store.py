@@ -204,3 +204,27 @@ def test_manifests_that_are_unfinished_damaged_or_of_something_else(tmp_path):
         TokenStore.open(tmp_path / "train")
     (tmp_path / "manifest.json").write_text('{"name": "a web app"}')
     assert TokenStore.open(tmp_path / "train").max_id() == 3
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_tokens_that_were_changed_in_place_are_noticed(tmp_path, monkeypatch, whole):
+    from cpt.data import store as stores
+    from cpt.data.tokenizers._base import TokenizerSpec
+    from cpt.data.tokenizers.byte import byte
+    from cpt.data.tokenizing import prepare
+
+    prepare([f"text number {i}" for i in range(50)], byte(TokenizerSpec(kind="byte"), None), tmp_path / "s", 0.0, {})
+    if not whole:
+        monkeypatch.setattr(stores, "READ_WHOLE", 10)
+    TokenStore.open(tmp_path / "s" / "train").verify()
+    data = bytearray((tmp_path / "s" / "train.bin").read_bytes())
+    data[100] ^= 1
+    (tmp_path / "s" / "train.bin").write_bytes(data)
+    with pytest.raises(DataError, match=r"train\.bin: not the tokens that its manifest says .*make it again"):
+        TokenStore.open(tmp_path / "s" / "train").verify()
+
+
+def test_every_token_knows_its_document(tmp_path):
+    documents = [[1, 2, 3], [], [4], [5, 6]]
+    store = TokenStore.open(write(tmp_path / "d", documents))
+    assert store.document_at(np.arange(6)).tolist() == [0, 0, 0, 2, 3, 3]

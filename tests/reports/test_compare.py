@@ -33,9 +33,13 @@ def test_trade_of_a_run(finished_run):
 
 def test_averaging_two_sets_adds_half_widths_in_squares():
     def part(value, ci):
-        return {"learned_in": "a", "forgetting": value, "forgetting_ci95": ci}
+        return {"learned_in": "a", "upstream": True, "forgetting": value, "forgetting_ci95": ci}
 
-    sets = {"x": part(0.2, [0.1, 0.3]), "y": part(0.4, [0.4, 0.4]), "z": {**part(-1.0, None), "learned_in": "b"}}
+    sets = {
+        "x": part(0.2, [0.1, 0.3]),
+        "y": part(0.4, [0.4, 0.4]),
+        "z": {**part(-1.0, None), "learned_in": "b", "upstream": False},
+    }
     t = trade("r", {"sets": sets, "matrix": {"phases": ["before", "a", "b"]}})
     assert t.forgetting == pytest.approx((0.3, 0.05))
     assert t.learned == (1.0, None)

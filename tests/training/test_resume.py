@@ -18,7 +18,7 @@ from cpt.config import load
 from cpt.data.preparing import open_sources
 from cpt.evaluators.rows import write_atomic
 from cpt.plan import resolve
-from cpt.training import loop, recorder, workdir
+from cpt.training import checkpoint, loop, recorder, workdir
 
 TIMINGS = ("tokens_per_second", "data_wait_s", "step_s")
 
@@ -79,8 +79,13 @@ def test_cut_at_every_step_twice_in_a_row(reference, monkeypatch):
     """Killed after each update of the run in turn, always resumed from what is on disk: 16 cuts, 17 starts."""
     config, root, uncut = reference
     run = root / "cut"
-    dispatched = recorder.Recorder.trained
+    dispatched, save, savers = recorder.Recorder.trained, checkpoint.Checkpoints.save, []
 
+    def noted(self, *args):
+        savers.append(self)
+        save(self, *args)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", noted)
     for cut in range(16):
 
         def killed_after(self, step, *args, cut=cut):
@@ -91,6 +96,9 @@ def test_cut_at_every_step_twice_in_a_row(reference, monkeypatch):
         monkeypatch.setattr(recorder.Recorder, "trained", killed_after)
         with pytest.raises(Killed):
             train(config, root, run)
+        # The threads of a process that is killed die with it; here they would write into the next one's files.
+        for saver in savers:
+            saver.wait()
     monkeypatch.setattr(recorder.Recorder, "trained", dispatched)
     assert train(config, root, run).step == 16
     assert_same_history(uncut, run)

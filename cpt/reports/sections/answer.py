@@ -34,7 +34,8 @@ def closing_table(summary: dict[str, Any]) -> Any:
     for name, s in summary["sets"].items():
         bits = " to ".join(fmt.nats(s["bits_per_byte"][k]) for k in ("initial", "final"))
         change = fmt.change(s["forgetting"], s["forgetting_ci95"])
-        rows.append([name, s["learned_in"] or "no phase", fmt.nats(s["initial"]), fmt.nats(s["final"]), change, bits,
+        learned = s["learned_in"] or ("before this run" if s["upstream"] else "no phase")
+        rows.append([name, learned, fmt.nats(s["initial"]), fmt.nats(s["final"]), change, bits,
                      *gap_cells(s["gap"])])  # fmt: skip
     return table(
         [*heads, "gap depth", "peak at", "recovered", "area"],

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 
 from cpt.evaluators.rows import RunFiles
 from cpt.reports.figures import label, layout, names_of, style
-from cpt.reports.ledger_table import ledger_table, replay_line, shares
+from cpt.reports.ledger_table import closing_lines, ledger_table, shares
 from cpt.reports.section import Figure, Section
 
 
@@ -23,7 +23,8 @@ def mix(run: RunFiles) -> Section | None:
         "Share of each source in a phase's tokens. A pattern marks replay.",
         "Token shares. " + "; ".join(f"{p}: {_spoken(entries, p)}" for p in phases),
     )
-    return Section("Mix and replay", f"{state} {replay_line(entries)}".strip(), (plot, ledger_table(entries)))
+    replay = " ".join(f"{line[0].upper()}{line[1:].rsplit(' · ', 1)[0]}." for line in closing_lines(run.summary))
+    return Section("Mix and replay", f"{state} {replay}".strip(), (plot, ledger_table(entries)))
 
 
 def _bars(run: RunFiles, entries: list[dict], phases: list[str]) -> go.Figure:

@@ -1,0 +1,85 @@
+"""What a run reads: its opened data, checked against the plan, and the batches that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from cpt.data.loader import Batches
+from cpt.data.mix import MixPlan
+from cpt.errors import DataError, RunError
+from cpt.plan import RunPlan
+
+
+@dataclass(frozen=True)
+class Data:
+    """The opened data of a run: sources by name (each with `.train`, `.validation`, `.epochs`), and the tokenizer."""
+
+    sources: Mapping[str, Any]
+    tokenizer: Any
+
+
+def check_data(plan: RunPlan, data: Data) -> MixPlan:
+    """The data plan; raises DataError for a source that runs out or ids that exceed the model's vocabulary."""
+    spec = plan.spec
+    if data.tokenizer is not None and data.tokenizer.vocab_size > spec.model.vocab_size:
+        raise DataError(
+            f"tokenizer: its {data.tokenizer.vocab_size} ids exceed model.vocab_size={spec.model.vocab_size}; "
+            "raise model.vocab_size"
+        )
+    for name, source in data.sources.items():
+        if (largest := source.train.max_id()) >= spec.model.vocab_size:
+            raise DataError(
+                f"sources.{name}: token id {largest} exceeds model.vocab_size={spec.model.vocab_size}; "
+                "raise model.vocab_size or prepare the store with the model's tokenizer"
+            )
+    rows = {name: source.train.rows(spec.batch.length) for name, source in data.sources.items()}
+    return MixPlan(plan, rows, {name: source.epochs for name, source in data.sources.items()})
+
+
+def identity(data: Data, meta: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Which data a run trains on, for its checkpoints: `fingerprints` of the sources and the hash of the `tokenizer`.
+
+    Args:
+      meta: of the checkpoint that a run goes on from; None for a new one.
+
+    Raises:
+      DataError: the run would go on with other data than it began with.
+    """
+    now = {name: source.train.fingerprint for name, source in data.sources.items()}
+    for name, before in (meta or {}).get("fingerprints", {}).items():
+        if name in now and now[name] != before:
+            raise DataError(
+                f"sources.{name}: its store changed since this run's checkpoint ({before[:8]} -> {now[name][:8]}); "
+                "restore the old store, or start a new run with another --workdir"
+            )
+    return {"fingerprints": now, "tokenizer": None if data.tokenizer is None else data.tokenizer.hash}
+
+
+def end_of_document(plan: RunPlan, data: Data) -> int | None:
+    """The id that ends a document, where attention is to stay inside documents; else None.
+
+    Raises:
+      DataError: `batch.mask_documents` without a tokenizer that could say where a document ends.
+    """
+    if not plan.spec.batch.mask_documents:
+        return None
+    if data.tokenizer is None or data.tokenizer.eod_id is None:
+        raise DataError(
+            "batch.mask_documents: no tokenizer says which id ends a document; name one with tokenizer.kind=file and "
+            "tokenizer.path, or turn mask_documents off"
+        )
+    return data.tokenizer.eod_id
+
+
+def host_batches(plan: RunPlan, data: Data, mix: MixPlan) -> Batches:
+    """This host's rows of every batch."""
+    if plan.spec.batch.sequences % jax.process_count():
+        raise RunError(
+            f"batch.sequences: {plan.spec.batch.sequences} rows cannot be split over {jax.process_count()} hosts"
+        )
+    stores = {name: source.train for name, source in data.sources.items()}
+    return Batches(mix, stores, jax.process_index(), jax.process_count(), end_of_document(plan, data))

@@ -1,0 +1,274 @@
+"""Nothing that goes wrong costs what is on disk, and each thing says in one line what to do."""
+
+import io
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import toy
+from rich.console import Console
+
+from cpt.config import load
+from cpt.data.preparing import open_sources
+from cpt.errors import RunError
+from cpt.plan import resolve
+from cpt.training import checkpoint, loop, run, step, workdir
+from cpt.training.feed import Data
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("safety")
+
+
+def config_of(root, steps=6, rolling=2):
+    config = toy.get_config(str(root))
+    config.phases.first.steps, config.phases.second.steps = steps, steps
+    config.checkpoints.rolling.fraction, config.checkpoints.rolling.steps = None, rolling
+    config.checkpoints.grid = None
+    return config
+
+
+def train(config, into, console=None):
+    plan = resolve(load(config))
+    sources, tokenizer = open_sources(plan.spec.sources, plan.spec.tokenizer, Path(plan.spec.stores), lambda _: None)
+    workdir.prepare_workdir(into)
+    return loop.train(plan, Data(sources, tokenizer), into, console or Console(file=io.StringIO()))
+
+
+@pytest.fixture(scope="module")
+def finished(root):
+    train(config_of(root), root / "finished")
+    return root / "finished"
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def damage(run_dir):
+    for saved in checkpoint.Checkpoints(run_dir / "checkpoints").finished():
+        (saved.path / "meta" / "metadata").write_text("{}")
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(root, finished, tmp_path):
+    copy = Path(shutil.copytree(finished, tmp_path / "run"))
+    damage(copy)
+    before = contents(copy)
+    config = config_of(root)
+    config.phases.second.steps = 9
+    with pytest.raises(RunError, match=r"no full checkpoint can be read \(\d tried; .*nothing was changed"):
+        train(config, copy)
+    assert contents(copy) == before
+
+
+@pytest.mark.parametrize("fault", ["RESOURCE_EXHAUSTED: out of memory", "PERMISSION_DENIED: Error opening"])
+def test_what_the_machine_cannot_read_now_is_not_called_damaged(root, finished, tmp_path, monkeypatch, fault):
+    copy = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = contents(copy)
+
+    def broken(*_, **__):
+        raise ValueError(fault)
+
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "restore", broken)
+    config = config_of(root)
+    config.phases.second.steps = 9
+    with pytest.raises(RunError, match=rf"cannot be read now \({fault}"):
+        train(config, copy)
+    assert contents(copy) == before
+
+
+def test_a_second_process_is_kept_out(root, tmp_path):
+    (tmp_path / "run").mkdir()
+    with workdir.lock(tmp_path / "run"):
+        flags = [f"--config={toy.__file__}:{root}", f"--workdir={tmp_path / 'run'}"]
+        done = subprocess.run([sys.executable, "-m", "cpt.main", *flags], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 2
+        line = done.stderr.strip()
+        assert f"another process trains there (process {os.getpid()} on " in line and "\n" not in line
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]
+    with workdir.lock(tmp_path / "run"):  # free again
+        pass
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Gradients of every update from step `poisoned.first` on are NaN."""
+    made = step.make_train_step
+
+    class Poison:
+        first = 8
+
+    def make(*args):
+        train_step = made(*args)
+
+        def poison(state, batch, lr, multipliers_K):
+            # Told by the learning rate, the only argument that knows the step; -1 marks a step to spoil.
+            bad = jax.numpy.where(lr < 0, jax.numpy.nan, 1.0)
+            return train_step(state, batch, jax.numpy.abs(lr), multipliers_K * bad)
+
+        return poison
+
+    monkeypatch.setattr(loop, "make_train_step", make)
+    plan_lr = loop.RunPlan.lr
+    monkeypatch.setattr(loop.RunPlan, "lr", lambda self, t: plan_lr(self, t) * (-1 if t >= Poison.first else 1))
+    return Poison
+
+
+def test_the_checkpoint_named_after_a_streak_is_from_before_it(root, tmp_path, poisoned):
+    config = config_of(root, steps=10, rolling=1)
+    config.checkpoints.keep_rolling = 20
+    poisoned.first = 12
+    into = tmp_path / "run"
+    with pytest.raises(RunError) as stopped:
+        train(config, into)
+    saved = [s.step for s in checkpoint.Checkpoints(into / "checkpoints").finished()]
+    assert max(saved) > 12  # those of the streak exist, and are not what is named
+    line = str(stopped.value)
+    assert "5 updates in a row were not finite, the last at step 16" in line
+    assert f"--config.init.from_run={into} --config.init.step=12" in line
+    rows = [json.loads(text, parse_constant=pytest.fail) for text in (into / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows if r.get("skipped")] == [r["step"] for r in rows][12:]
+
+
+def test_a_streak_goes_on_counting_after_a_restart(root, tmp_path, poisoned):
+    config = config_of(root, rolling=1)
+    config.guard.max_skipped = 3
+    poisoned.first = 9
+    into = tmp_path / "run"
+    with pytest.raises(RunError, match="3 updates in a row"):
+        train(config, into)
+    # Started again it stands inside the streak and needs fewer to see that it goes on.
+    poisoned.first = 0
+    with pytest.raises(RunError, match="3 updates in a row"):
+        train(config, into)
+    assert [json.loads(t)["step"] for t in (into / "metrics.jsonl").read_text().splitlines()][-1] <= 12
+
+
+def test_what_it_names_can_be_started_from(root, finished, tmp_path):
+    config = config_of(root, steps=2)
+    config.init.from_run, config.init.step = str(finished), 6
+    out = io.StringIO()
+    assert train(config, tmp_path / "next", Console(file=out, width=300)).step == 4
+    assert f"initialised params from {finished}, checkpoint anchor/6" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda c: c.model.update(width=64), r"model\.width is 32 in .*, 64 here; set model\.width to 32"),
+        (lambda c: c.init.update(step=5, what="params+opt"), r"no full checkpoint of step 5; nearest: 6, "),
+        (lambda c: c.model.update(gelu="exact"), r"model\.gelu is 'tanh'"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_named(root, finished, tmp_path, change, says):
+    config = config_of(root)
+    config.init.from_run = str(finished)
+    change(config)
+    with pytest.raises(RunError, match=says):
+        train(config, tmp_path / "next")
+
+
+def test_another_tokenizer_is_noticed(root, finished, tmp_path):
+    config = config_of(root)
+    config.init.from_run = str(finished)
+    config.stores = str(tmp_path / "stores")
+    config.tokenizer.kind, config.tokenizer.vocab_size, config.tokenizer.train_on = "bpe", 257, "old"
+    with pytest.raises(RunError, match="trained with another tokenizer"):
+        train(config, tmp_path / "next")
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("keep", True), ("reset", False)])
+def test_the_first_phase_too_decides_about_moments_that_were_brought_along(root, finished, tmp_path, policy, kept):
+    config = config_of(root, steps=2)
+    config.init.update(from_run=str(finished), what="params+opt")
+    config.phases.first.optimizer.policy = policy
+    into = tmp_path / "next"
+    train(config, into)
+    before, after = updates_counted(config, finished, 12), updates_counted(config, into, 2)
+    assert before == 6  # the second phase reset it
+    assert after == (before + 2 if kept else 2)
+
+
+def updates_counted(config, run_dir, at):
+    """The bias-correction count in the anchor of step `at`."""
+    plan = resolve(load(config))
+    tx = loop.registry.find("cpt.optimizers", "adamw", "optimizer.kind")(plan.spec.optimizer)
+    abstract = loop.abstract_state(loop.base.build(plan.spec.model), tx, loop.make_mesh(plan.spec.mesh, 8))
+    (saved,) = [s for s in checkpoint.Checkpoints(run_dir / "checkpoints").finished(("anchor",)) if s.step == at]
+    return max(int(x) for x in jax.tree.leaves(checkpoint.restore(saved, abstract)[0].opt_state) if x.ndim == 0)
+
+
+def test_an_evaluation_at_the_step_of_a_resume_is_kept_where_the_new_plan_has_none(root, tmp_path):
+    short, longer, into = config_of(root), config_of(root), tmp_path / "run"
+    for config in (short, longer):
+        for name in ("first", "second"):
+            config.phases[name].lr.update(kind="constant", value=1e-3)
+    longer.phases.second.steps = 9  # goes on from step 12, which is no phase end any more
+    longer.phases.second.evaluate.update(dense=0, geometric=0)
+    longer.phases.second.evaluate.every.update(steps=8, fraction=None)
+
+    def evaluated():
+        return [json.loads(line) for line in (into / "eval.jsonl").read_text().splitlines()]
+
+    train(short, into)
+    at_12 = [r for r in evaluated() if r["step"] == 12]
+    train(longer, into)
+    assert at_12 and [r for r in evaluated() if r["step"] == 12] == at_12
+    assert evaluated()[-1]["step"] == 15
+
+
+def test_several_processes_are_refused_in_one_line(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(run.jax, "process_count", lambda: 2)
+    with pytest.raises(RunError, match=r"2 processes: .*start one"):
+        run.run_training(resolve(load(config_of(root))), tmp_path, Console(file=io.StringIO()))
+
+
+@pytest.mark.slow
+def test_a_full_disk_says_what_is_safe(root, tmp_path):
+    """A limit on the size of files stands for the full disk: the row that does not fit fails in the same way."""
+    flags = [f"--config={toy.__file__}:{root}", f"--workdir={tmp_path / 'run'}"]
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+
+    cached = {**os.environ, "JAX_COMPILATION_CACHE_DIR": "", "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "cpt.main", *flags], capture_output=True, text=True, cwd=ROOT, preexec_fn=limited,
+        env=cached,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "make room there and run the same command again" in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr.strip().splitlines()[-1]
+    free = subprocess.run([sys.executable, "-m", "cpt.main", *flags], capture_output=True, text=True, cwd=ROOT)
+    assert free.returncode == 0, free.stderr
+
+
+def test_ctrl_c_while_data_is_prepared_is_one_line(root, tmp_path):
+    script = (
+        "import sys, cpt.training.run as r, cpt.main as m\n"
+        "def stop(*a): raise KeyboardInterrupt\n"
+        "r.open_sources = stop\n"
+        "from cpt import cli\n"
+        "cli.run(m.main)\n"
+    )
+    flags = [f"--config={toy.__file__}:{root}", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run([sys.executable, "-c", script, *flags], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 75, done.stderr
+    assert "go on with: python -m cpt.main --config=" in done.stdout and "Traceback" not in done.stderr
+
+
+def test_the_rows_of_a_set_lie_over_all_of_its_split_and_are_written_down(finished):
+    sets = json.loads((finished / "eval_sets.json").read_text())
+    for s in sets.values():
+        assert len(s["rows"]) == len(s["documents"]) and np.all(np.diff(s["rows"]) > 0)
+        assert np.all(np.diff(s["documents"]) >= 0)

@@ -52,8 +52,8 @@ def tiny():
         ),
         evaluation=c.evaluation(
             sets=dict(
-                pile=c.evaluation_set(source="pile", sequences=64, tags=("upstream",)),
-                slimpajama=c.evaluation_set(source="slimpajama", sequences=64, tags=("downstream",)),
+                pile=c.evaluation_set(source="pile", sequences=256, tags=("upstream",)),
+                slimpajama=c.evaluation_set(source="slimpajama", sequences=128, tags=("downstream",)),
             )
         ),
         checkpoints=c.checkpoints(grid=c.duration(steps=50), rolling=c.duration(steps=50)),
@@ -74,8 +74,8 @@ def papers_410m():
     return c.run(
         name="pile_to_slimpajama_410m",
         model=c.model(layers=24, width=1024, heads=16, vocab_size=50_304, context=2048, compute_dtype="bfloat16"),
-        batch=c.batch(sequences=1104, length=2048, accumulate=24),
-        tokenizer=c.tokenizer(kind="file", path="stores/pile/tokenizer.json"),
+        batch=c.batch(sequences=1104, length=2048, accumulate=23),
+        tokenizer=c.tokenizer(kind="file"),  # the one that made the stores
         sources=dict(pile=c.source(store="stores/pile"), slimpajama=c.source(store="stores/slimpajama")),
         evaluation=c.evaluation(
             sets=dict(

@@ -37,6 +37,6 @@ def get_config():
                 evaluate=c.grid(dense=16, geometric=64, every=c.duration(steps=16)),
             ),
         ),
-        evaluation=c.evaluation(sets=dict(pile=c.evaluation_set(source="pile", sequences=64, tags=("upstream",)))),
+        evaluation=c.evaluation(sets=dict(pile=c.evaluation_set(source="pile", sequences=256, tags=("upstream",)))),
         checkpoints=c.checkpoints(rolling=c.duration(steps=60)),
     )

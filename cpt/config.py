@@ -16,7 +16,7 @@ from cpt.data.tokenizers._base import TokenizerSpec
 from cpt.errors import ConfigError, nearest
 from cpt.models.spec import ModelSpec
 from cpt.schedules.spec import LRSpec
-from cpt.sections import parse, section
+from cpt.sections import parse, section, to_dict
 from cpt.units import Duration
 
 
@@ -24,7 +24,9 @@ from cpt.units import Duration
 class BatchSpec:
     """One optimizer step: `sequences` rows of `length` tokens, in `accumulate` micro-batches.
 
-    `mask_documents` keeps attention inside each document of a packed row; Pythia and the papers let it cross.
+    `accumulate` is a matter of memory, not of the method: it changes the order of sums and nothing else, so a run may
+    go on with another one, as on other devices. `mask_documents` keeps attention inside each document of a packed row;
+    Pythia and the papers let it cross.
     """
 
     sequences: int
@@ -45,18 +47,20 @@ class ReplaySpec:
     """Old data mixed into a new phase (2403.08763, section 4.2: "compute-equivalent replay").
 
     Attributes:
-      of: the earlier phase whose data is replayed; None means no replay.
+      of: the earlier phase whose data is replayed, or several with their parts, `{"pile": 0.5, "code": 0.5}`; None
+        means no replay.
       share: share of each batch's rows that is replayed, in [0, 1).
       range: `seen` reads the rows that phase consumed; `unseen` goes on where its sources stopped; `reservoir` reads a
         uniform sample of `reservoir` tokens of what was seen.
       order: `original` keeps the order in which the phase consumed its rows (as the paper does); `shuffled` does not.
       accounting: `fixed_total` displaces new tokens and keeps the compute; `fixed_new` adds replay on top of the
         phase's budget of new tokens.
-      max_repeats: passes over the range that are allowed; needing more is an error, never a silent wrap-around.
+      max_repeats: passes over the range that are allowed, by all phases that replay it together; needing more is an
+        error, never a silent wrap-around.
       reservoir: size of the reservoir in tokens.
     """
 
-    of: str | None = None
+    of: str | Mapping[str, float] | None = None
     share: float = 0.0
     range: Literal["seen", "unseen", "reservoir"] = "seen"
     order: Literal["original", "shuffled"] = "original"
@@ -66,7 +70,14 @@ class ReplaySpec:
 
     @property
     def active(self) -> bool:
-        return self.of is not None and self.share > 0
+        return bool(self.of) and self.share > 0
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The replayed phases by name, each with its part of the share; the parts sum to 1."""
+        of = {self.of: 1.0} if isinstance(self.of, str) else dict(self.of or {})
+        total = sum(of.values())
+        return {name: part / total for name, part in of.items() if part > 0} if total > 0 else {}
 
 
 @dataclass(frozen=True)
@@ -119,7 +130,7 @@ class PhaseSpec:
       mixer: how shares follow from `mix` over the phase.
       replay: old data in this phase.
       weights: objective weight per source (or `replay(<phase>)`); a source without one is weighted by its share.
-        The multiplier of a token is weight/share, normalised over the batch.
+        The multiplier of a token is weight/share, divided by the sum of the weights of what is read.
       lr: learning-rate schedule of the phase.
       optimizer: what happens to the optimizer state when the phase begins.
       evaluate: when to evaluate.
@@ -139,7 +150,10 @@ class PhaseSpec:
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """AdamW with decoupled weight decay on matrices only, as GPT-NeoX does; clipping by global norm."""
+    """AdamW with decoupled weight decay on matrices only, as GPT-NeoX does; clipping by global norm.
+
+    `kind` is a file of `cpt/optimizers` or `package.module:name`; `options` is what else a method of your own needs.
+    """
 
     kind: str = "adamw"
     b1: float = 0.9
@@ -147,11 +161,15 @@ class OptimizerSpec:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip: float | None = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SetSpec:
-    """A named evaluation set: the first `sequences` rows of a source's validation split, always the same ones."""
+    """A named evaluation set: `sequences` rows spread evenly over a source's validation split, always the same ones.
+
+    `upstream` among its `tags` says that it can be forgotten even if no phase of this run learns it.
+    """
 
     source: str
     sequences: int = 64
@@ -269,8 +287,20 @@ def _counts(spec: RunSpec) -> Iterator[tuple[str, int | None, int]]:
         yield f"phases.{name}.replay.reservoir", phase.replay.reservoir, 1
 
 
-# What does not change a digit of a run, and so is not part of its identity.
-EXECUTION_FIELDS = ("mesh", "stores", "notice")
+# How a run is carried out, not what it computes (up to the order of sums): no part of its identity.
+EXECUTION_FIELDS = ("mesh", "stores", "notice", "batch.accumulate")
+
+
+def identity(spec: RunSpec) -> dict[str, Any]:
+    """The fields of a run, as JSON data, without the `EXECUTION_FIELDS`."""
+    out = to_dict(spec)
+    for path in EXECUTION_FIELDS:
+        *parents, name = path.split(".")
+        node = out
+        for parent in parents:
+            node = node[parent]
+        del node[name]
+    return out
 
 
 def load(config: Mapping[str, Any], overridden: Mapping[str, Any] | None = None) -> RunSpec:

@@ -11,13 +11,13 @@ import bisect
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from cpt import registry
-from cpt.config import EXECUTION_FIELDS, PhaseSpec, RunSpec
+from cpt.config import PhaseSpec, RunSpec, identity
 from cpt.errors import ConfigError, nearest
 from cpt.schedules.composer import Schedule
 from cpt.schedules.spec import Span, build
@@ -33,7 +33,7 @@ class Column:
       role: "new" or "replay".
       source: the source it reads on in; None where it re-reads the recorded stream of the phase `of`.
       of: the phase that is replayed; None for new data.
-      part: this column's part of the phase's replay share (1 unless a mixture of unseen data is replayed).
+      part: this column's part of the phase's replay share (1 unless several phases or sources are replayed).
     """
 
     name: str
@@ -64,6 +64,7 @@ class Phase:
       columns: where its rows come from, in a stated order.
       schedule: learning rate by step in the phase.
       eval_steps: sorted steps in the phase, 0 and `steps` included.
+      eval_every: interval of the regular evaluations, in steps (0: none).
       rolling, grid: checkpoint intervals in steps (0: none).
     """
 
@@ -78,6 +79,7 @@ class Phase:
     columns: tuple[Column, ...]
     schedule: Schedule
     eval_steps: tuple[int, ...]
+    eval_every: int
     rolling: int
     grid: int
     sources: Mapping[str, Any] = field(repr=False)
@@ -106,13 +108,17 @@ class Phase:
         )
 
     def multipliers(self, step: int) -> tuple[float, ...]:
-        """Loss multiplier of a token of each column, weight / share; exactly 1.0 where no weight is set."""
-        shares = self.shares(step)
-        weights = self.spec.weights
-        return tuple(
-            1.0 if c.name not in weights or q == 0 else weights[c.name] / q
-            for c, q in zip(self.columns, shares, strict=True)
-        )
+        """Loss multiplier of a token of each column: weight / share / sum of the weights; exactly 1.0 without weights.
+
+        The sum is the plan's, not that of the rows that fell into a batch: a source that is in few batches would
+        otherwise count for less than its weight.
+        """
+        shares, weights = self.shares(step), self.spec.weights
+        if not weights:
+            return (1.0,) * len(shares)
+        weight = [weights.get(c.name, q) if q > 0 else 0.0 for c, q in zip(self.columns, shares, strict=True)]
+        total = sum(weight)
+        return tuple(w / q / total if q > 0 else 1.0 for w, q in zip(weight, shares, strict=True))
 
 
 @dataclass(frozen=True)
@@ -174,8 +180,8 @@ class RunPlan:
     @cached_property
     def hash(self) -> str:
         """sha256 of the canonical JSON of everything that changes a digit of the run."""
-        identity = {k: v for k, v in to_dict(self.spec).items() if k not in EXECUTION_FIELDS}
-        return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        canonical = json.dumps(identity(self.spec), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """What `plan.json` holds: the resolved phases for readers, and `spec` to build the plan again."""
@@ -209,10 +215,21 @@ def resolve(spec: RunSpec) -> RunPlan:
       ConfigError: a phase with no tokens, shares that do not sum to 1, replay of a phase that is not earlier, a
         schedule that does not fit its phase, a fraction in an open-ended phase.
     """
+    _check_kinds(spec)
     phases: list[Phase] = []
     for name in spec.order:
         phases.append(_resolve_phase(spec, name, phases))
     return RunPlan(spec, tuple(phases))
+
+
+def _check_kinds(spec: RunSpec) -> None:
+    """Methods that a run will look up later, on the accelerator's time, are there."""
+    registry.check("cpt.models", spec.model.family, "model.family")
+    registry.check("cpt.optimizers", spec.optimizer.kind, "optimizer.kind")
+    registry.check("cpt.data.tokenizers", spec.tokenizer.kind, "tokenizer.kind")
+    for name, source in spec.sources.items():
+        if source.corpus is not None:
+            registry.check("cpt.data.corpora", source.corpus, f"sources.{name}.corpus")
 
 
 def _resolve_phase(spec: RunSpec, name: str, before: list[Phase]) -> Phase:
@@ -223,7 +240,7 @@ def _resolve_phase(spec: RunSpec, name: str, before: list[Phase]) -> Phase:
     span = Span(steps, tokens_per_step, phase.open_ended)
     start = before[-1].schedule.end if before else 0.0
     schedule = build(phase.lr, span, start, f"{where}.lr")
-    grid, every = spec.checkpoints.grid, phase.evaluate.every
+    grid, eval_every = spec.checkpoints.grid, span.duration(phase.evaluate.every, f"{where}.evaluate.every")
     resolved = Phase(
         name=name,
         index=len(before),
@@ -235,7 +252,8 @@ def _resolve_phase(spec: RunSpec, name: str, before: list[Phase]) -> Phase:
         tokens_per_step=tokens_per_step,
         columns=columns,
         schedule=schedule,
-        eval_steps=_eval_steps(phase, steps, span.duration(every, f"{where}.evaluate.every")),
+        eval_steps=_eval_steps(phase, steps, eval_every),
+        eval_every=eval_every,
         rolling=span.duration(spec.checkpoints.rolling, "checkpoints.rolling"),
         grid=span.duration(grid, "checkpoints.grid") if grid else 0,
         sources=spec.sources,
@@ -281,26 +299,36 @@ def _columns(spec: RunSpec, name: str, before: list[Phase]) -> tuple[Column, ...
     replay = phase.replay
     if not 0 <= replay.share < 1:
         raise ConfigError(f"{where}.replay.share: {replay.share} is not in [0, 1)")
-    if replay.share > 0 and replay.of is None:
+    if replay.share > 0 and not replay.of:
         raise ConfigError(f"{where}.replay.of: name the earlier phase to replay  (earlier: {[p.name for p in before]})")
     if not replay.active:
         return new
-    earlier = {p.name: p for p in before}
-    if replay.of not in earlier:
-        raise ConfigError(
-            f"{where}.replay.of: '{replay.of}' is not an earlier phase{nearest(replay.of, earlier)}"
-            f"  (earlier: {', '.join(earlier) or 'none'})"
-        )
-    if replay.range != "unseen":
-        return (*new, Column(f"replay({replay.of})", "replay", None, replay.of))
-    old = {s: q for s, q in earlier[replay.of].spec.mix.items() if q > 0}
-    if both := set(old) & set(phase.mix):
-        raise ConfigError(
-            f"{where}.replay.range: 'unseen' would read {sorted(both)} twice over; it is in `mix` already"
-        )
-    label = f"replay({replay.of})"
-    names = {s: label if len(old) == 1 else f"{label}/{s}" for s in sorted(old)}
-    return (*new, *(Column(names[s], "replay", s, replay.of, old[s] / sum(old.values())) for s in names))
+    return (*new, *_replay_columns(phase, where, {p.name: p for p in before}))
+
+
+def _replay_columns(phase: PhaseSpec, where: str, earlier: Mapping[str, Phase]) -> Iterator[Column]:
+    replay = phase.replay
+    parts = {} if isinstance(replay.of, str) else dict(replay.of)
+    if parts and not (min(parts.values()) >= 0 and sum(parts.values()) > 0):
+        raise ConfigError(f"{where}.replay.of: parts must be at least 0 and not all 0, got {parts}")
+    for name, part in replay.parts.items():
+        if name not in earlier:
+            raise ConfigError(
+                f"{where}.replay.of: '{name}' is not an earlier phase{nearest(name, earlier)}"
+                f"  (earlier: {', '.join(earlier) or 'none'})"
+            )
+        label = f"replay({name})"
+        if replay.range != "unseen":
+            yield Column(label, "replay", None, name, part)
+            continue
+        old = {s: q for s, q in earlier[name].spec.mix.items() if q > 0}
+        if both := set(old) & set(phase.mix):
+            raise ConfigError(
+                f"{where}.replay.range: 'unseen' would read {sorted(both)} twice over; it is in `mix` already"
+            )
+        for source in sorted(old):
+            named = label if len(old) == 1 else f"{label}/{source}"
+            yield Column(named, "replay", source, name, part * old[source] / sum(old.values()))
 
 
 def _eval_steps(phase: PhaseSpec, steps: int, every: int) -> tuple[int, ...]:

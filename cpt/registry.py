@@ -7,9 +7,13 @@ holds.
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.util
 import pkgutil
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from cpt.errors import ConfigError, nearest
@@ -17,9 +21,9 @@ from cpt.errors import ConfigError, nearest
 
 def available(room: str) -> dict[str, str]:
     """Method names of the package `room` (dotted), each with the first line of its file's docstring."""
-    modules = {n: importlib.import_module(f"{room}.{n}") for n in _files(room)}
     # A file without a method of its own name is a helper of its room (the phase policies among the optimizers).
-    return {n: (m.__doc__ or "").strip().split("\n")[0] for n, m in modules.items() if hasattr(m, n)}
+    trees = {n: _tree(room, n) for n in _files(room) if _defines(room, n)}
+    return {n: (ast.get_docstring(tree) or "").split("\n")[0] for n, tree in trees.items()}
 
 
 def find(room: str, kind: str, where: str) -> Callable[..., Any]:
@@ -35,21 +39,55 @@ def find(room: str, kind: str, where: str) -> Callable[..., Any]:
     """
     if ":" in kind:
         return _dotted(kind, where)
-    names = _files(room)
-    found = getattr(importlib.import_module(f"{room}.{kind}"), kind, None) if kind in names else None
-    if found is None:
-        offered = list(available(room))
+    check(room, kind, where)
+    return getattr(importlib.import_module(f"{room}.{kind}"), kind)
+
+
+def check(room: str, kind: str, where: str) -> None:
+    """That `find` will find something, without importing it: a method may need an accelerator, a plan must not.
+
+    Raises:
+      ConfigError: as `find`.
+    """
+    if ":" in kind:
+        module, _ = _split(kind, where)
+        try:
+            found = module in sys.modules or importlib.util.find_spec(module) is not None
+        except (ImportError, ValueError) as e:
+            raise ConfigError(f"{where}: cannot import '{kind}' ({e})") from e
+        if not found:
+            raise ConfigError(f"{where}: cannot import '{kind}' (No module named '{module}')")
+    elif kind not in _files(room) or not _defines(room, kind):
+        offered = [n for n in _files(room) if _defines(room, n)]
         raise ConfigError(
             f"{where}: no '{kind}' in {room}{nearest(kind, offered)}  "
             f"(there are: {', '.join(offered)}; or package.module:name)"
         )
-    return found
 
 
-def _dotted(kind: str, where: str) -> Callable[..., Any]:
+def _tree(room: str, name: str) -> ast.Module:
+    """A file of a room, read but not run."""
+    origin = importlib.util.find_spec(f"{room}.{name}").origin
+    return ast.parse(Path(origin).read_text(encoding="utf-8"))
+
+
+def _defines(room: str, name: str) -> bool:
+    """Whether the file `name` of a room holds the method of that name."""
+    body = _tree(room, name).body
+    bound = [n.name for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    bound += [t.id for n in body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)]
+    return name in bound
+
+
+def _split(kind: str, where: str) -> tuple[str, str]:
     module_name, attribute = kind.split(":", 1)
     if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
         raise ConfigError(f"{where}: '{kind}' is not of the form package.module:name")
+    return module_name, attribute
+
+
+def _dotted(kind: str, where: str) -> Callable[..., Any]:
+    module_name, attribute = _split(kind, where)
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as e:

@@ -91,18 +91,18 @@ def _join(where: str, name: str) -> str:
     return f"{where}.{name}" if where else str(name)
 
 
-def _optional(hint: Any) -> tuple[Any, bool]:
-    """`(T, True)` for `T | None`, else `(hint, False)`."""
+def _optional(hint: Any, value: Any = None) -> tuple[Any, bool]:
+    """`(T, True)` for `T | None`, else `(hint, False)`. Of `T | Mapping | None` the part that `value` is meant for."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         inner = [a for a in typing.get_args(hint) if a is not type(None)]
-        if len(inner) == 1:
-            return inner[0], True
+        fits = [a for a in inner if (typing.get_origin(a) is Mapping) == isinstance(value, Mapping)]
+        return (fits or inner)[0], len(inner) < len(typing.get_args(hint))
     return hint, False
 
 
 def _raw(hint: Any, value: Any) -> Any:
     """The form in which a field of type `hint` lies in a `ConfigDict`."""
-    inner, optional = _optional(hint)
+    inner, optional = _optional(hint, value)
     if dataclasses.is_dataclass(inner):
         if dataclasses.is_dataclass(value):
             value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
@@ -120,7 +120,7 @@ def _raw(hint: Any, value: Any) -> Any:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    inner, optional = _optional(hint)
+    inner, optional = _optional(hint, value)
     if value is None and optional:
         return None
     if dataclasses.is_dataclass(inner):

@@ -183,7 +183,7 @@ DATA = {
     "replay runs out": toy_case(
         f"{SECOND}.replay.share=0.9",
         f"{SECOND}.replay.max_repeats=0.5",
-        says=("phases.second.replay.max_repeats: the plan replays its range 0.9 times, 0.5 allowed",),
+        says=("phases.second.replay.max_repeats: the plan replays its range of 'first' 0.9 times; 0.5 allowed",),
     ),
     "reservoir of no size": toy_case(
         f"{SECOND}.replay.range=reservoir", says=("phases.second.replay.reservoir: give its size in tokens",)

@@ -102,7 +102,7 @@ def test_named_entries_that_were_not_there(given):
     spec = given(f"{SECOND}.weights.new=0.5", f"{SECOND}.weights['replay(first)']=2", f"{SECOND}.mix.old=0")
     assert spec.phases["second"].weights == {"new": 0.5, "replay(first)": 2.0}
     assert spec.phases["second"].mix == {"new": 1.0, "old": 0.0}
-    assert resolve(spec).phases[1].multipliers(0)[0] == 0.5 / 0.9
+    assert resolve(spec).phases[1].multipliers(0)[0] == pytest.approx(0.5 / 0.9 / 2.5)
 
 
 def test_a_whole_mix_at_once(given):

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cpt import config as c
 from cpt.config import RunSpec, load
 from cpt.data.mix import row_counts
 from cpt.errors import ConfigError
@@ -51,6 +52,7 @@ def planned(toy_root):
             node[last] = value
         return resolve(load(config))
 
+    change.config = recipe
     return change
 
 
@@ -332,13 +334,65 @@ def test_multipliers_are_exactly_one_by_default(planned):
 def test_multiplier_is_weight_over_share(planned, share, weight):
     plan = planned("phases.second.replay.share", share, "phases.second.weights", {"replay(first)": weight})
     new, replay = plan.phases[1].multipliers(3)
-    assert new == 1.0 and replay == pytest.approx(weight / share, rel=1e-12)
+    total = 1 - share + weight
+    assert new == pytest.approx(1 / total, rel=1e-12) and replay == pytest.approx(weight / share / total, rel=1e-12)
+    assert (1 - share) * new + share * replay == pytest.approx(1.0, rel=1e-12)  # a mean multiplier of 1
 
 
-def test_a_weight_of_a_source_with_share_zero_is_one(planned):
+def test_a_weight_of_a_source_with_share_zero_changes_nothing(planned):
     phase = planned("phases.second.mix", {"new": 1.0, "old": 0.0}, "phases.second.weights", {"old": 2.0}).phases[1]
     assert [c.name for c in phase.columns] == ["new", "old", "replay(first)"]
-    assert phase.multipliers(0) == (1.0, 1.0, 1.0)
+    assert phase.multipliers(0) == pytest.approx((1.0, 1.0, 1.0), abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "says"),
+    [
+        ("optimizer.kind", "adamv", r"optimizer\.kind: no 'adamv' in cpt\.optimizers; did you mean 'adamw'"),
+        ("model.family", "gpt-neox", r"model\.family: no 'gpt-neox' in cpt\.models; did you mean 'gpt_neox'"),
+        ("model.family", "base", r"model\.family: no 'base' in cpt\.models"),
+        ("tokenizer.kind", "bytes", r"tokenizer\.kind: no 'bytes'.*did you mean 'byte'"),
+        ("sources.old.corpus", "jsonlines", r"sources\.old\.corpus: no 'jsonlines'.*did you mean 'jsonl'"),
+        ("optimizer.kind", "no_such_package:lion", r"cannot import 'no_such_package:lion'"),
+    ],
+)
+def test_methods_are_looked_up_before_anything_runs(planned, path, kind, says):
+    with pytest.raises(ConfigError, match=says):
+        planned(path, kind)
+
+
+# ---- several phases replayed ----
+def three(planned, of, **replay):
+    config = copy.deepcopy(planned.config)
+    config.order = ("first", "second", "third")
+    config.phases.third = copy.deepcopy(config.phases.second)
+    config.phases.third.replay = c.replay(of=of, share=0.3, **replay)
+    return resolve(load(config))
+
+
+def test_a_phase_may_replay_several_earlier_ones(planned):
+    phase = three(planned, {"first": 1, "second": 3}).phases[2]
+    assert [(col.name, col.part) for col in phase.columns[1:]] == [("replay(first)", 0.25), ("replay(second)", 0.75)]
+    assert phase.shares(0) == pytest.approx((0.7, 0.075, 0.225))
+
+
+@pytest.mark.parametrize(
+    ("of", "says"),
+    [
+        ({"first": 1, "secnd": 1}, r"'secnd' is not an earlier phase; did you mean 'second'"),
+        ({"first": 0, "second": 0}, r"parts must be at least 0 and not all 0"),
+        ({"first": 2, "second": -1}, r"parts must be at least 0 and not all 0"),
+    ],
+)
+def test_what_cannot_be_replayed(planned, of, says):
+    with pytest.raises(ConfigError, match=says):
+        three(planned, of)
+
+
+def test_how_a_run_is_carried_out_is_no_part_of_its_identity(planned):
+    plain = planned()
+    assert planned("batch.accumulate", 2).hash == planned("mesh.fsdp", 2).hash == plain.hash
+    assert planned("batch.length", 16).hash != plain.hash
 
 
 # ---- shares ----

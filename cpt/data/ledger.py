@@ -46,15 +46,19 @@ class Ledger:
                     )
 
     def to_json(self) -> dict[str, Any]:
-        """What `ledger.json` holds; `tokens_planned` is for the whole phase, the other counts up to `step`."""
-        rows, exact = [], True
+        """What `ledger.json` holds; `tokens_planned` is for the whole phase, the other counts up to `step`.
+
+        `unique_tokens` are those that the run read for the first time there (as new data, or as replay); `epochs` are
+        passes over the range in this phase.
+        """
+        length, rows, exact = self.mix.plan.spec.batch.length, [], True
         for phase in self.mix.plan.phases:
             whole = self._planned(phase.index, phase.end)
             so_far = self._planned(phase.index, self.step)
             exact &= bool(np.array_equal(so_far, self.consumed[phase.index]))
             for k, column in enumerate(phase.columns):
                 consumed = int(self.consumed[phase.index][k])
-                size = self.mix.range_size(phase, column) * self.mix.plan.spec.batch.length
+                size = self.mix.range_size(phase, column) * length
                 rows.append(
                     {
                         "phase": phase.name,
@@ -62,7 +66,7 @@ class Ledger:
                         "role": column.role,
                         "tokens_planned": int(whole[k]),
                         "tokens_consumed": consumed,
-                        "unique_tokens": min(consumed, size),
+                        "unique_tokens": self.mix.first_reads(phase, column, consumed // length) * length,
                         "epochs": consumed / size if size else 0.0,
                         "flops": consumed * self.flops_per_token,
                     }

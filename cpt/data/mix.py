@@ -42,15 +42,18 @@ class MixPlan:
         self._last: tuple[int, tuple[np.ndarray, list[str], np.ndarray]] | None = None
         self._cursor_at_phase: list[dict[str, int]] = []
         cursor: dict[str, int] = dict.fromkeys(self.rows, 0)
+        replayed = []
         for phase, allocation in zip(plan.phases, self.allocations, strict=True):
             self._cursor_at_phase.append(dict(cursor))
             for column, count in zip(phase.columns, allocation.counts_before(phase.steps), strict=True):
-                if column.source is not None:
-                    cursor[column.source] += int(count)
-        self.consumed = cursor
+                stream = _stream_name(phase, column)
+                cursor[stream] = cursor.get(stream, 0) + int(count)
+                if column.source is None:
+                    replayed.append((phase, column, cursor[stream], int(count)))
+        self.consumed = {name: cursor[name] for name in self.rows}
         self._check_sources(epochs or {})
-        for phase in plan.phases:
-            self._check_replay(phase)
+        for use in replayed:
+            self._check_replay(*use)
 
     def batch_at(self, step: int) -> tuple[np.ndarray, list[str], np.ndarray]:
         """The batch of update `step`.
@@ -78,6 +81,14 @@ class MixPlan:
         """Rows of each column consumed in `phase` before its step `step_in_phase`."""
         return self.allocations[phase.index].counts_before(step_in_phase)
 
+    def first_reads(self, phase: Phase, column: Column, rows: int) -> int:
+        """How many of the first `rows` rows that `phase` takes from a column had not been read from it before.
+
+        Every epoch reads each row of the range once, so what lies beyond the first epoch is a repeat.
+        """
+        begin = self._cursor_at_phase[phase.index].get(_stream_name(phase, column), 0)
+        return min(rows, max(0, self.range_size(phase, column) - begin))
+
     def range_size(self, phase: Phase, column: Column) -> int:
         """Distinct rows that a column can read: the source's store, or the replayed range."""
         if column.source is not None:
@@ -91,16 +102,16 @@ class MixPlan:
     def _rows_of(self, phase: Phase, column: Column, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Source names and rows for places in a column of a phase."""
         seed = self.plan.spec.seed
+        cursor = self._cursor_at_phase[phase.index].get(_stream_name(phase, column), 0) + place
         if column.source is not None:
-            cursor = self._cursor_at_phase[phase.index][column.source] + place
             row = _shuffled(self.rows[column.source], f"{seed}/source/{column.source}", cursor)
             return np.full(len(place), column.source, object), row
         replay, old = phase.spec.replay, self.plan.phases[self._index(column.of)]
-        size, key = self.range_size(phase, column), f"{seed}/replay/{phase.name}/{column.of}"
+        size, key = self.range_size(phase, column), f"{seed}/replay/{column.of}"
         if replay.range == "reservoir":
             # The first `size` places of a shuffle of everything seen are a uniform sample without replacement.
-            return self._stream(old, _permutation(self._new_rows(old), key)(place % size))
-        return self._stream(old, _shuffled(size, key, place) if replay.order == "shuffled" else place % size)
+            return self._stream(old, _permutation(self._new_rows(old), key)(cursor % size))
+        return self._stream(old, _shuffled(size, key, cursor) if replay.order == "shuffled" else cursor % size)
 
     def _stream(self, phase: Phase, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The rows at these places of the new data of a phase, in the order in which the phase read it."""
@@ -148,23 +159,28 @@ class MixPlan:
                     f"lower the phase's tokens or {enough}"
                 )
 
-    def _check_replay(self, phase: Phase) -> None:
-        final = self.counts(phase, phase.steps)
-        for column, count in zip(phase.columns, final, strict=True):
-            if column.role != "replay" or column.source is not None:
-                continue
-            if phase.spec.replay.range == "reservoir" and not phase.spec.replay.reservoir:
-                raise ConfigError(f"phases.{phase.name}.replay.reservoir: give its size in tokens")
-            if count and not self._new_rows(self.plan.phases[self._index(column.of)]):
-                raise ConfigError(
-                    f"phases.{phase.name}.replay.of: '{column.of}' read no new data that could be replayed"
-                )
-            repeats, cap = count / max(1, self.range_size(phase, column)), phase.spec.replay.max_repeats
-            if repeats > cap:
-                raise ConfigError(
-                    f"phases.{phase.name}.replay.max_repeats: the plan replays its range {repeats:.3g} times, "
-                    f"{cap:g} allowed"
-                )
+    def _check_replay(self, phase: Phase, column: Column, consumed: int, count: int) -> None:
+        """That a replay column which reads `count` rows, `consumed` with the phases before, has them to read."""
+        where, replay = f"phases.{phase.name}.replay", phase.spec.replay
+        if replay.range == "reservoir" and not replay.reservoir:
+            raise ConfigError(f"{where}.reservoir: give its size in tokens")
+        if count and not self._new_rows(self.plan.phases[self._index(column.of)]):
+            raise ConfigError(f"{where}.of: '{column.of}' read no new data that could be replayed")
+        repeats = consumed / max(1, self.range_size(phase, column))
+        if repeats > replay.max_repeats:
+            before = "" if consumed == count else ", with the phases before it"
+            raise ConfigError(
+                f"{where}.max_repeats: the plan replays its range of '{column.of}' {repeats:.3g} times{before}; "
+                f"{replay.max_repeats:g} allowed"
+            )
+
+
+def _stream_name(phase: Phase, column: Column) -> str:
+    """What a column reads on in: phases that share it go on where the one before stopped."""
+    if column.source is not None:
+        return column.source
+    replay = phase.spec.replay
+    return f"replay({column.of}), {replay.range}, {replay.order}, {replay.reservoir}"
 
 
 def row_counts(phase: Phase) -> Allocation:

@@ -98,7 +98,8 @@ def open_sources(
             raise ConfigError(f"sources.{name}: give exactly one of corpus and store (got {given})")
         if not spec.epochs > 0:
             raise ConfigError(f"sources.{name}.epochs: {spec.epochs} is out of range (> 0)")
-    opened = {n: _open_store(n, s, tokenizer) for n, s in sources.items() if s.store is not None}
+    stores = {n: s for n, s in sources.items() if s.store is not None}
+    opened = {n: _open_store(n, s, _tokenizer_flag(tokenizer, stores)) for n, s in stores.items()}
     if len(opened) == len(sources):
         shared = _tokenizer_of_stores(opened, tokenizer)
     else:
@@ -173,13 +174,13 @@ def _prepare_source(name: str, spec: SourceSpec, tokenizer: Tokenizer, root: Pat
     return Source(name, TokenStore.open(folder / "train"), validation, spec.epochs)
 
 
-def _open_store(name: str, spec: SourceSpec, tokenizer: TokenizerSpec) -> Source:
+def _open_store(name: str, spec: SourceSpec, tokenizer_flag: str) -> Source:
     store = Path(spec.store).expanduser()
     where = f"sources.{name}.store"
     if store.is_dir():
         splits = read_manifest(store).get("splits")
         if not splits:
-            command = _command_for_missing(spec, tokenizer)
+            command = _command_for_missing(spec, tokenizer_flag)
             raise DataError(f"{where}: {store} holds no finished store; make it with `{command}`")
         opened = {split: TokenStore.open(store / split) for split in ("train", "validation") if split in splits}
         for split in opened.values():
@@ -187,15 +188,24 @@ def _open_store(name: str, spec: SourceSpec, tokenizer: TokenizerSpec) -> Source
         return Source(name, opened["train"], opened.get("validation"), spec.epochs)
     prefix = store.with_suffix("") if store.suffix in (".bin", ".idx") else store
     if not any(path.is_file() for path in paths(prefix)):
-        raise DataError(f"{where}: {store} does not exist; make it with `{_command_for_missing(spec, tokenizer)}`")
+        raise DataError(f"{where}: {store} does not exist; make it with `{_command_for_missing(spec, tokenizer_flag)}`")
     return Source(name, TokenStore.open(prefix), None, spec.epochs)
 
 
-def _command_for_missing(spec: SourceSpec, tokenizer: TokenizerSpec) -> str:
-    flag = {"file": tokenizer.path, "bpe": f"bpe:{tokenizer.vocab_size or 8192}"}.get(tokenizer.kind, tokenizer.kind)
+def _command_for_missing(spec: SourceSpec, tokenizer_flag: str) -> str:
     is_text = spec.path is not None and ".jsonl" not in spec.path
     given = dataclasses.replace(spec, path=spec.path or "corpus/*.jsonl", corpus="text" if is_text else "jsonl")
-    return prepare_command(given, flag or "tokenizer.json", spec.store or "", tokenizer.eod_token)
+    return prepare_command(given, tokenizer_flag, spec.store or "")
+
+
+def _tokenizer_flag(spec: TokenizerSpec, stores: Mapping[str, SourceSpec]) -> str:
+    """What `cpt.prepare --tokenizer=` can make a missing store with: the tokenizer of one that is there, if any is."""
+    for other in stores.values():
+        if (Path(other.store).expanduser() / "tokenizer.json").is_file():
+            return other.store
+    if spec.kind == "file":
+        return spec.path or "tokenizer.json"
+    return f"bpe:{spec.vocab_size or 8192}" if spec.kind == "bpe" else spec.kind
 
 
 def _tokenizer_of_stores(opened: Mapping[str, Source], spec: TokenizerSpec) -> Tokenizer | None:

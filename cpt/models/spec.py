@@ -10,7 +10,6 @@ from typing import Any
 
 from cpt.errors import ConfigError, nearest
 
-FAMILIES = ("gpt_neox",)
 GELUS = ("tanh", "exact")
 INITS = ("neox",)
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -23,7 +22,7 @@ class ModelSpec:
     """Hyper-parameters of a decoder; the defaults are those of Pythia (Biderman et al. 2023, arXiv 2304.01373).
 
     Attributes:
-      family: file of `cpt.models` that defines the architecture.
+      family: file of `cpt/models` that defines the architecture, or `package.module:name`.
       layers, width, heads: transformer blocks, model dimension d, attention heads (head dimension is width / heads).
       ff: inner dimension of the MLP; None is 4 * width.
       vocab_size: rows of the embedding and of the output head, padding included.
@@ -103,7 +102,6 @@ class ModelSpec:
 
 
 _NAMES = {
-    "family": FAMILIES,
     "gelu": GELUS,
     "init": INITS,
     "compute_dtype": COMPUTE_DTYPES,

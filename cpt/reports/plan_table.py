@@ -15,20 +15,25 @@ def plan_table(plan: RunPlan) -> Table:
     for title in ("phase", "tokens", "steps", "mix", "learning rate", "optimizer", "evaluations"):
         table.add_column(title, overflow="fold")
     for phase in plan.phases:
-        policy = phase.spec.optimizer
         table.add_row(
             phase.name,
             human(phase.tokens),
             steps_text(phase.steps),
             mix_text(phase),
             phase.schedule.describe(),
-            "fresh"
-            if phase.index == 0 and not plan.spec.init.brings_optimizer
-            else policy.policy + (f" {policy.steps}" if policy.policy == "lr0_warm" else ""),
+            _policy_text(plan, phase),
             evaluations_text(phase),
         )
     table.add_row("total", human(plan.total_tokens), steps_text(plan.total_steps))
     return table
+
+
+def _policy_text(plan: RunPlan, phase: Phase) -> str:
+    policy = phase.spec.optimizer
+    text = policy.policy + (f" {policy.steps}" if policy.policy == "lr0_warm" else "")
+    if phase.index == 0:
+        return f"from run, {text}" if plan.spec.init.brings_optimizer else "fresh"
+    return text
 
 
 def cost_line(plan: RunPlan) -> str:
@@ -53,10 +58,11 @@ def replay_lines(plan: RunPlan) -> list[str]:
         replay = phase.spec.replay
         if replay.active:
             old = phase.tokens * replay.share
+            of = " + ".join(f"replay({name})" for name in replay.parts)
             kind = "compute-equivalent" if replay.accounting == "fixed_total" else "on top of the new tokens"
             lines.append(
                 f"{phase.name}: {human(phase.tokens - old)} new + {human(old)} replayed tokens "
-                f"({100 * replay.share:g} % replay({replay.of}), {kind}, {replay.range}, {replay.order} order)"
+                f"({100 * replay.share:g} % {of}, {kind}, {replay.range}, {replay.order} order)"
             )
     return lines
 
@@ -72,16 +78,14 @@ def mix_text(phase: Phase) -> str:
 
 
 def evaluations_text(phase: Phase) -> str:
-    """`62 (0..8, 16, 32, 64, every 25)`: how many, and where the grid is dense."""
-    grid, parts = phase.spec.evaluate, ["0"]
-    if grid.dense:
-        parts.append(f"1..{grid.dense}")
-    powers = [2**i for i in range(grid.geometric.bit_length()) if grid.dense < 2**i <= grid.geometric]
-    parts += [str(p) for p in powers] if len(powers) < 4 else [str(powers[0]), str(powers[1]), f"..{powers[-1]}"]
-    regular = [s for s in phase.eval_steps if s > max(grid.dense, grid.geometric)]
-    if len(regular) > 1:
-        parts.append(f"every {regular[1] - regular[0]}")
-    return f"{len(phase.eval_steps)} ({', '.join(parts)})"
+    """`20 (0, 1, 2, 4..64, every 25)`: how many, and where the grid is dense."""
+    dense = min(phase.spec.evaluate.dense, phase.steps)
+    parts = ["0", f"1..{dense}"] if dense else ["0"]
+    powers = [s for s in phase.eval_steps if dense < s <= phase.spec.evaluate.geometric and s & (s - 1) == 0]
+    parts += [str(p) for p in powers] if len(powers) < 4 else [*map(str, powers[:2]), f"{powers[2]}..{powers[-1]}"]
+    if 0 < phase.eval_every < phase.steps:
+        parts.append(f"every {phase.eval_every:,}")
+    return f"{len(phase.eval_steps)} ({', '.join(parts)}, end)"
 
 
 def flop_text(flops: float) -> str:

@@ -20,7 +20,7 @@ def make_train_step(
     """The update, to be jitted with the state donated.
 
     The learning rate and the loss multiplier of each column are arguments: schedules and weights are the plan's
-    business. With multipliers of 1 the objective is plain cross-entropy, bit for bit.
+    business. The objective is `sum(multiplier * nll) / tokens`, with multipliers of 1 plain cross-entropy, bit for bit.
 
     Args:
       model: gives hidden states and the output matrix.
@@ -41,8 +41,9 @@ def make_train_step(
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
     def gradients(params: Any, batch: dict[str, jax.Array], multipliers_K: jax.Array):
-        # Known before the forward pass, so micro-batches can be normalised by the whole batch's weight.
-        denominator = jnp.sum(batch["weights_BxL"] * multipliers_K[batch["source_B"]][:, None])
+        # Tokens, not weights: the multipliers are normalised already, by the plan. Known before the forward pass, so
+        # that every micro-batch is divided by the whole batch.
+        denominator = jnp.sum(batch["weights_BxL"])
         if accumulate == 1:
             return value_and_grad(params, batch, multipliers_K, denominator)
         # Row i goes to micro-batch i % accumulate: each device keeps its own rows, nothing moves.

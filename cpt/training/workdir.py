@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cpt.config import RunSpec
+from cpt.config import RunSpec, identity
 from cpt.data.mix import row_counts
 from cpt.errors import ConfigError, RunError, UserError
 from cpt.evaluators.rows import write_atomic
@@ -25,7 +25,7 @@ from cpt.plan import Phase, RunPlan, resolve
 from cpt.sections import parse, to_dict
 
 # Changing these does not touch what was learned so far.
-FUTURE_FIELDS = ("order", "phases", "sources", "evaluation", "checkpoints", "guard", "mesh", "stores", "notice", "name")
+FUTURE_FIELDS = ("order", "phases", "sources", "evaluation", "checkpoints", "guard", "name")
 
 
 def default_workdir(plan: RunPlan) -> Path:
@@ -144,7 +144,7 @@ def _set_aside(workdir: Path, step: int, plan_hash: str) -> None:
 
 def changed_past(old: RunPlan, new: RunPlan, step: int) -> str | None:
     """The first field in which two plans differ before `step`, as `phases.pile.lr: ...`; None if only later ones do."""
-    a, b = to_dict(old.spec), to_dict(new.spec)
+    a, b = identity(old.spec), identity(new.spec)
     for field in a:
         if field not in FUTURE_FIELDS and a[field] != b[field]:
             return _difference(field, a[field], b[field])
@@ -202,7 +202,7 @@ def _changed_phase(was: Phase, now: Phase, step: int) -> str | None:
 def _replay_data(phase: Phase) -> tuple | None:
     """What decides the rows that are replayed, besides the share; None where nothing is."""
     replay = phase.spec.replay
-    return (replay.of, replay.range, replay.order, replay.reservoir) if replay.active else None
+    return (replay.parts, replay.range, replay.order, replay.reservoir) if replay.active else None
 
 
 def _difference(path: str, a: Any, b: Any) -> str:

@@ -417,7 +417,7 @@ def test_repeating_a_replay_too_often_names_field_and_numbers(kind):
         return MixPlan(plan, plenty(plan))
 
     mix(2.0)
-    with pytest.raises(ConfigError, match=r"phases\.p1\.replay\.max_repeats: .* 2 times, 1\.9 allowed"):
+    with pytest.raises(ConfigError, match=r"phases\.p1\.replay\.max_repeats: .* 2 times; 1\.9 allowed"):
         mix(1.9)
 
 
@@ -439,3 +439,66 @@ def test_a_reservoir_needs_a_size():
     replay = ReplaySpec(of="p0", share=0.5, range="reservoir")
     with pytest.raises(ConfigError, match=r"phases\.p1\.replay\.reservoir: give its size"):
         MixPlan(p := plan_of(phase(4), phase(4, {"b": 1.0}, replay=replay)), plenty(p))
+
+
+# ---- replay over several phases ----
+@few
+@given(plan=plans(least=3))
+def test_what_is_read_for_the_first_time_by_counting(plan):
+    """Per phase and column: rows that neither it nor an earlier phase had read there, against the formula."""
+    mix = MixPlan(plan, plenty(plan))
+    batches, seen = read(mix), {}
+    for p in plan.phases:
+        for k, c in enumerate(p.columns):
+            mine = [(name, row) for b in batches[p.first_step : p.end] for col, name, row in b if col == k]
+            replay = p.spec.replay
+            # The same range in another order, or another range, is another stream.
+            key = c.source or (c.of, replay.range, replay.order, replay.reservoir)
+            before = seen.setdefault(key, set())
+            assert mix.first_reads(p, c, len(mine)) == len(set(mine) - before)
+            before |= set(mine)
+
+
+@pytest.mark.parametrize("order", ["original", "shuffled"])
+def test_a_phase_that_is_replayed_twice_goes_on_where_it_stopped(order):
+    replay = ReplaySpec(of="p0", share=0.5, order=order)
+    plan = plan_of(phase(10), phase(8, {"b": 1.0}, replay=replay), phase(12, {"c": 1.0}, replay=replay))
+    batches = read(MixPlan(plan, plenty(plan)))
+    stream = flat(column(plan, batches, 0, "new"))
+    first, second = (flat(column(plan, batches, i, "replay")) for i in (1, 2))
+    assert len(first) == 16 and len(second) == 24
+    assert len(set(first) | set(second)) == 40 and not set(first) & set(second)
+    assert sorted([*first, *second]) == sorted(stream)
+    if order == "original":
+        assert set(first) == set(stream[:16]) and set(second) == set(stream[16:])
+
+
+def test_the_cap_on_repeats_counts_all_phases_together():
+    replay = ReplaySpec(of="p0", share=0.5)
+    plan = plan_of(phase(10), phase(12, {"b": 1.0}, replay=replay), phase(12, {"c": 1.0}, replay=replay))
+    with pytest.raises(ConfigError, match=r"p2\.replay\.max_repeats: .*'p0' 1\.2 times, with the phases before it; 1"):
+        MixPlan(plan, plenty(plan))
+
+
+def test_two_phases_replayed_in_parts():
+    replay = ReplaySpec(of={"p0": 1, "p1": 3}, share=0.5)
+    plan = plan_of(phase(10), phase(20, {"b": 1.0}), phase(8, {"c": 1.0}, replay=replay), batch=16)
+    batches = read(MixPlan(plan, plenty(plan)))
+    assert Counter(name for name, _ in flat(column(plan, batches, 2, "replay"))) == {"a": 16, "b": 48}
+
+
+def test_threads_that_ask_at_once_get_what_one_would():
+    """Replay in the original order keeps the last old batch at hand; threads must not get each other's."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    plan = plan_of(phase(30), phase(30, {"b": 1.0}, replay=ReplaySpec(of="p0", share=0.5)), batch=8)
+    want = read(MixPlan(plan, plenty(plan)))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(4):
+                mix = MixPlan(plan, plenty(plan))
+                assert list(pool.map(lambda s, m=mix: read(m, [s])[0], range(60))) == want
+    finally:
+        sys.setswitchinterval(before)

@@ -78,7 +78,6 @@ SMALL = ModelSpec(layers=2, width=32, heads=4, vocab_size=50, context=16)
         ({"norm_eps": 0.0}, "model.norm_eps: 0.0 must be positive"),
         ({"init_std": -0.02}, "model.init_std: -0.02 must be positive"),
         ({"gelu": "tanhh"}, "model.gelu: no 'tanhh'; did you mean 'tanh'?"),
-        ({"family": "gpt-neox"}, "model.family: no 'gpt-neox'; did you mean 'gpt_neox'?"),
         ({"compute_dtype": "bf16"}, "did you mean 'bfloat16'?"),
         ({"remat": "some"}, "there are: none, full"),
         ({"parallel_residual": "no"}, "model.parallel_residual: 'no' must be True or False"),

@@ -121,10 +121,10 @@ def test_the_policy_says_how_long(planned):
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        (dict(dense=4, geometric=8, every=5), "10 (0, 1..4, 8, every 5)"),
-        (dict(dense=0, geometric=0, every=5), "5 (0, every 5)"),
-        (dict(dense=0, geometric=16, every=0), "7 (0, 1, 2, ..16)"),
-        (dict(dense=0, geometric=0, every=0), "2 (0)"),
+        (dict(dense=4, geometric=8, every=5), "10 (0, 1..4, 8, every 5, end)"),
+        (dict(dense=0, geometric=0, every=5), "5 (0, every 5, end)"),
+        (dict(dense=0, geometric=16, every=0), "7 (0, 1, 2, 4..16, end)"),
+        (dict(dense=0, geometric=0, every=0), "2 (0, end)"),
     ],
 )
 def test_evaluations(planned, fields, text):

@@ -67,18 +67,36 @@ def test_sums_per_column_and_weighted_objective(state, batch):
     _, sums = update(state, batch, multipliers_K=jnp.asarray([0.5, 3.0]))
     assert sums.tokens_K.tolist() == [48, 16]
     nats_K = np.asarray(sums.nats_K, np.float64)
-    want = (0.5 * nats_K[0] + 3.0 * nats_K[1]) / (0.5 * 48 + 3.0 * 16)
+    want = (0.5 * nats_K[0] + 3.0 * nats_K[1]) / (48 + 16)
     assert float(sums.objective) == pytest.approx(want, rel=1e-6)
 
 
 def test_a_column_of_weight_zero_does_not_move_the_parameters(state, batch):
-    """Weight 0 on a column gives the update of a batch without it."""
-    multipliers_K = jnp.asarray([1.0, 0.0])
+    """Weight 0 on a quarter of the batch gives the update of a batch without it: weights .75 and 0, shares .75, .25."""
+    multipliers_K = jnp.asarray([1.0 / 0.75, 0.0])
     masked = {**batch, "weights_BxL": jnp.where((batch["source_B"] == 0)[:, None], 1.0, 0.0) * jnp.ones((8, 8))}
     a, _ = update(state, batch, multipliers_K=multipliers_K)
     b, _ = update(state, masked)
     assert jax.tree.all(jax.tree.map(lambda x, y: jnp.allclose(x, y, atol=1e-7), a.params, b.params))
     assert not same(a.params, update(state, batch)[0].params)
+
+
+def test_a_rare_source_counts_for_its_weight_over_many_batches(state, batch):
+    """One row in 40 comes from a source of weight 1/2: on average over 5 batches it is half of the objective.
+
+    Normalised by what fell into each batch, it would be far from it: 4 of them know nothing of the source.
+    """
+    shares, weights = np.array([39 / 40, 1 / 40]), np.array([0.5, 0.5])
+    multipliers_K = jnp.asarray(weights / shares / weights.sum(), jnp.float32)
+    without = {**batch, "source_B": jnp.zeros(8, jnp.int32)}
+    rows_of_two_in = {**batch, "source_B": jnp.asarray([0, 0, 0, 0, 0, 0, 0, 1], jnp.int32)}
+    batches = [*[without] * 4, rows_of_two_in]  # 40 rows, one of the rare source
+    objectives, nats_K, tokens_K = [], np.zeros(2), np.zeros(2)
+    for b in batches:
+        _, sums = update(state, b, multipliers_K=multipliers_K)
+        objectives.append(float(sums.objective))
+        nats_K, tokens_K = nats_K + np.asarray(sums.nats_K, np.float64), tokens_K + np.asarray(sums.tokens_K)
+    assert np.mean(objectives) == pytest.approx((weights * nats_K / tokens_K).sum(), rel=1e-6)
 
 
 @pytest.mark.parametrize("accumulate", [2, 4, 8])

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpt.evaluators.bootstrap import gap_intervals, interval, resampled_losses
+from cpt.evaluators.bootstrap import by_document, gap_intervals, interval, resampled_losses
 
 
 def population(sequences=200, spread=0.5, seed=0):
@@ -51,3 +51,21 @@ def test_same_seed_same_replicates_also_in_chunks(monkeypatch):
     monkeypatch.setattr("cpt.evaluators.bootstrap._CELLS", 7 * 20)
     np.testing.assert_array_equal(resampled_losses(nats, tokens, 100), whole)
     assert not np.array_equal(resampled_losses(nats, tokens, 100, seed=1), whole)
+
+
+def test_sums_of_a_document_are_added():
+    sums = np.array([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]])
+    np.testing.assert_array_equal(by_document(sums, [7, 3, 7]), [[2.0, 20.0], [5.0, 50.0]])
+    assert by_document(sums, None) is sums
+
+
+def test_sequences_of_one_document_are_one_observation():
+    """20 documents of 10 equal sequences each: 200 numbers, but the interval is that of 20."""
+    rng = np.random.default_rng(0)
+    level = rng.normal(0, 1, (20, 1))
+    nats, tokens = np.repeat(3 + level, 10, axis=0), np.ones((200, 1))
+    documents = np.repeat(np.arange(20), 10).tolist()
+    naive, honest = (
+        interval(resampled_losses(by_document(nats, d), by_document(tokens, d))[:, 0]) for d in (None, documents)
+    )
+    assert (honest[1] - honest[0]) / (naive[1] - naive[0]) == pytest.approx(np.sqrt(10), rel=0.1)

@@ -136,3 +136,38 @@ def test_closing_table(finished_run):
     pile = next(line for line in lines if line.startswith("pile"))
     assert pile.split()[1:6] == ["3.400", "3.560", "+0.160", "±", pile.split()[5]]
     assert "0.487" in pile and "32.8k tok" in pile and "not yet" in pile and "nat·tok" in pile
+
+
+def test_what_the_starting_model_knew_can_be_forgotten(finished_run):
+    """A run of one phase, begun from a model that knew `pile`: tagged upstream, learned by no phase of this run."""
+
+    def one_phase(plan):
+        plan["phases"] = plan["phases"][1:]
+        plan["sets"]["pile"] = {"source": "pile", "tags": ["upstream"], "learned_in": None}
+
+    edit(finished_run, "plan.json", one_phase)
+    s = summarise(finished_run)
+    assert (upstream(s), downstream(s)) == (["pile"], ["slimpajama"])
+    assert s["sets"]["pile"]["reference_step"] == 300 and s["sets"]["pile"]["forgetting"] == pytest.approx(
+        0.16, abs=1e-3
+    )
+    edit(finished_run, "plan.json", lambda p: p["sets"]["pile"].update(tags=[]))
+    assert upstream(summarise(finished_run)) == []
+
+
+def test_intervals_resample_documents_where_they_are_known(finished_run):
+    rows = (finished_run / "eval_sequences.jsonl").read_text().splitlines()
+    sequences = len(json.loads(rows[0])["nats"])
+    wide = summarise(finished_run)["sets"]["pile"]["forgetting_ci95"]
+    same = {"documents": [i // 8 for i in range(sequences)], "rows": list(range(sequences))}
+    (finished_run / "eval_sets.json").write_text(json.dumps({"pile": same}))
+    clustered = summarise(finished_run)["sets"]["pile"]["forgetting_ci95"]
+    assert clustered != wide
+    (finished_run / "eval_sets.json").write_text(json.dumps({"pile": {**same, "documents": [0] * sequences}}))
+    assert summarise(finished_run)["sets"]["pile"]["forgetting_ci95"] is None  # one document says nothing about others
+
+
+def test_chaudhry_looks_at_the_ends_of_phases_only(finished_run):
+    pile = summarise(finished_run)["sets"]["pile"]
+    assert pile["forgetting_best"] == pytest.approx(pile["forgetting"])  # the end of its own phase was its best end
+    assert pile["over_best"] >= pile["forgetting_best"]

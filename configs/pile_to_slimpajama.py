@@ -4,8 +4,17 @@
     python -m cpt.main --config=configs/pile_to_slimpajama.py:410m       # the papers' recipe
 
 `:tiny` (the default) needs no data: English prose and Python code, both read from the running Python's standard
-library, stand in for The Pile and SlimPajama. `:410m` is the shape, budget and schedule of the papers on your token
-stores.
+library, stand in for The Pile and SlimPajama. 600 steps, 5 TFLOP, under a minute on 2 CPU cores. To expect (CPython
+3.11.7, jax 0.10.1, CPU; nats per token, ± half of the 95 % interval over documents; other Pythons carry other text):
+
+    pile        4.256 -> 4.760  (+0.504 ± 0.118), depth of the gap 0.818 at 32.8k tokens
+    slimpajama  4.838 -> 3.171  (-1.667 ± 0.228)
+    with --config.phases.slimpajama.replay.share=0:  pile +1.411 ± 0.128
+
+`:410m` is the shape, budget and schedule of the papers on your own token stores: 2,260,992 tokens per step, twice
+132,685 steps, 5 % of the second phase replayed (285B + 15B tokens), 1.45 ZFLOP. The papers report (405M parameters,
+2403.08763, tables for Pile -> SlimPajama): Pile 2.17 before, 2.23 after with 5 % replay and 2.44 without; SlimPajama
+2.51 and 2.50. We have not run it.
 """
 
 from cpt import config as c

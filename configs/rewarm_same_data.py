@@ -6,7 +6,12 @@
 
 The control of every claim about a stability gap: no data changes at the switch, so what the upstream loss loses there
 is due to the learning rate alone. It rises when the rate is re-warmed, more with a higher peak, and not when the rate
-stays where it was.
+stays where it was. 320 steps, about 30 s on 2 CPU cores. To expect (CPython 3.11.7, jax 0.10.1, CPU; nats per token):
+
+    peak     depth of the gap [95 %]    change at the end [95 %]
+    3e-3     0.228 [0.200, 0.262]       -0.063 [-0.089, -0.037]
+    6e-3     0.574 [0.529, 0.650]       -0.007 [-0.039, +0.026]
+    (none)   0.005 [0.000, 0.010]       -0.047 [-0.057, -0.037]
 """
 
 from cpt import config as c

@@ -237,7 +237,15 @@ def _resolve_phase(spec: RunSpec, name: str, before: list[Phase]) -> Phase:
     tokens_per_step = spec.batch.sequences * spec.batch.length
     columns = _columns(spec, name, before)
     steps = _phase_steps(phase, tokens_per_step, where)
-    span = Span(steps, tokens_per_step, phase.open_ended)
+    span = Span(
+        steps,
+        tokens_per_step,
+        phase.open_ended,
+        index=len(before),
+        first_step=before[-1].end if before else 0,
+        sequences=spec.batch.sequences,
+        base_peak=before[0].schedule.highest if before else 0.0,
+    )
     start = before[-1].schedule.end if before else 0.0
     schedule = build(phase.lr, span, start, f"{where}.lr")
     grid, eval_every = spec.checkpoints.grid, span.duration(phase.evaluate.every, f"{where}.evaluate.every")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cpt.errors import ConfigError
-from cpt.schedules.segments import Ramp, Segment
+from cpt.schedules.segments import Part, Ramp, Segment
 from cpt.units import compact
 
 
@@ -60,8 +60,84 @@ class Schedule:
         return piece.segment.at(step - piece.first, piece.begin)
 
     def values(self, first: int, last: int) -> np.ndarray:
-        """float64 `[last - first]`: the same numbers, bit for bit, for the steps `first <= step < last`."""
-        return np.array([self(step) for step in range(first, last)], dtype=np.float64)
+        """float64 `[last - first]`: the same numbers for the steps `first <= step < last`, one array per segment.
+
+        Raises:
+          ValueError: `first` is negative.
+        """
+        if first < 0:
+            raise ValueError(f"step {first}: a schedule begins at step 0")
+        out_T = np.full(max(0, last - first), self.end)
+        for piece in self._pieces:
+            low, high = max(first, piece.first), min(last, piece.first + piece.segment.steps)
+            if low < high:
+                t_T = np.arange(low - piece.first, high - piece.first, dtype=np.float64)
+                out_T[low - first : high - first] = piece.segment.curve(t_T, piece.begin)
+        return out_T
+
+    def slice(self, first: int, last: int) -> Schedule:
+        """The steps `first..last` as a schedule of their own, so that several phases can share one trajectory.
+
+        Raises:
+          ValueError: not `0 <= first <= last <= steps`.
+        """
+        if not 0 <= first <= last <= self.steps:
+            raise ValueError(f"steps {first} to {last} of a schedule of {self.steps}")
+        pieces = []
+        for piece in self._pieces:
+            low, high = max(first, piece.first), min(last, piece.first + piece.segment.steps)
+            if low >= high:
+                continue
+            if high - low == piece.segment.steps:
+                pieces.append(_Piece(low - first, piece.begin, piece.segment))
+            else:
+                part = Part(piece.segment, piece.begin, low - piece.first, high - low)
+                pieces.append(_Piece(low - first, part.stated, part))
+        start = self._before(first)
+        end = self.end if last == self.steps and pieces else self._before(last)
+        return Schedule(tuple(p.segment for p in pieces), pieces, start, end)
+
+    def branch(self, at: int, segments: Iterable[Segment], where: str = "lr") -> Schedule:
+        """A child: this schedule up to step `at`, then `segments` (a cooldown), which begin at the rate reached there.
+
+        Raises:
+          ConfigError: as `compose`.
+          ValueError: `at` is not a step of this schedule.
+        """
+        trunk, tail = self.slice(0, at), compose(segments, self._before(at), where)
+        moved = [_Piece(p.first + at, p.begin, p.segment) for p in tail._pieces]
+        return Schedule((*trunk.segments, *tail.segments), [*trunk._pieces, *moved], self.start, tail.end)
+
+    def first_below(self, lr: float) -> int | None:
+        """The first step from which the learning rate stays at or below `lr` (a data switch by rate: Parmar et al.
+        2024, arXiv 2407.07263); None if it ends above.
+        """
+        if self.end > lr:
+            return None
+        step = self.steps
+        # From the end backwards in blocks: long schedules are rarely looked through whole.
+        while step > 0:
+            low = max(0, step - (1 << 20))
+            above = np.flatnonzero(self.values(low, step) > lr)
+            if len(above):
+                return low + int(above[-1]) + 1
+            step = low
+        return 0
+
+    @property
+    def last_fall(self) -> int:
+        """The step at which its last decay begins; its length where nothing decays."""
+        return next((p.first for p in reversed(self._pieces) if p.segment.falls), self.steps)
+
+    @property
+    def highest(self) -> float:
+        """The highest learning rate at the joints and ends of its segments."""
+        return max([self.start, self.end, *(p.begin for p in self._pieces)])
+
+    def _before(self, step: int) -> float:
+        """The level that the segment before `step` reaches there: not that of a later one that jumps."""
+        piece = next((p for p in reversed(self._pieces) if p.first < step), None)
+        return self.start if piece is None else piece.segment.at(step - piece.first, piece.begin)
 
     def describe(self) -> str:
         """One line such as `ramp 3 > cosine 1e-3..1e-4`; a ramp after an earlier phase is called `re-warm`."""

@@ -7,15 +7,17 @@ of the phase before (0.0 before the first), and `where` the config path that err
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cpt.errors import ConfigError
+from cpt.errors import ConfigError, nearest
 from cpt.registry import find
 from cpt.schedules.composer import Schedule, compose
-from cpt.schedules.segments import Ramp, Segment
+from cpt.schedules.segments import Custom, Ramp, Segment
+from cpt.schedules.shapes import POSITIVE_SHAPES, SHAPES
 from cpt.units import Duration, compact
 
 LIBRARY = "cpt.schedules.library"
@@ -27,8 +29,11 @@ class LRSpec:
     """The learning rate of one phase. Fields that the chosen `kind` does not use are ignored: kinds can be swapped.
 
     Attributes:
-      kind: a file of `cpt/schedules/library`, or `package.module:function`.
-      peak: highest learning rate, reached by the warm-up.
+      kind: a file of `cpt/schedules/library`, or `package.module:function`: a recipe of your own, any function of a
+        step, or (with `options` as its arguments) anything that makes one, such as `optax:cosine_decay_schedule`.
+        `continue` goes on with the schedule of the phase before, which is then laid over both.
+      peak: highest learning rate, reached by the warm-up; None = that of the first phase times `peak_factor`.
+      peak_factor: see `peak`; 0.5 re-warms to half of it.
       floor: final learning rate; None = 0.1 * peak.
       constant: level of the long constant part of infinite schedules; None = midpoint of peak and floor.
       value: level of kind `constant`; None = the learning rate at which the previous phase ended.
@@ -37,12 +42,13 @@ class LRSpec:
         phase ended.
       cooldown: infinite schedules: length of the fall from peak to constant; None = 0.6 of the phase.
       decay: length of the last fall; None = 0.1 of the phase for `wsd`, 0.15 for infinite schedules.
-      shape: shape of that fall for `wsd`; a name in `cpt.schedules.segments.SHAPES`.
-      options: whatever else a method of your own needs.
+      shape: shape of that fall for `wsd`; a name in `cpt.schedules.shapes.SHAPES`.
+      options: what else a kind needs; its file names them.
     """
 
     kind: str = "cosine"
     peak: float | None = None
+    peak_factor: float = 1.0
     floor: float | None = None
     constant: float | None = None
     value: float | None = None
@@ -53,20 +59,56 @@ class LRSpec:
     shape: str = "1-sqrt"
     options: dict[str, Any] = field(default_factory=dict)
 
-    def levels(self, where: str) -> tuple[float, float]:
+    def levels(self, span: Span, where: str) -> tuple[float, float]:
         """`(peak, floor)`, checked.
 
         Raises:
           ConfigError: no peak, peak not above 0, floor negative or above peak.
         """
-        if self.peak is None:
+        peak = self.peak
+        if peak is None and span.base_peak:
+            peak = self.peak_factor * span.base_peak
+        if peak is None:
             raise ConfigError(f"{where}.peak: kind '{self.kind}' needs the highest learning rate, e.g. 3e-4")
-        if not (math.isfinite(self.peak) and self.peak > 0):
-            raise ConfigError(f"{where}.peak: must be above 0, got {self.peak:g}")
-        floor = 0.1 * self.peak if self.floor is None else self.floor
-        if not 0 <= floor <= self.peak:
-            raise ConfigError(f"{where}.floor: must lie between 0 and peak = {compact(self.peak)}, got {floor:g}")
-        return float(self.peak), float(floor)
+        if not (math.isfinite(peak) and peak > 0):
+            name = "peak" if self.peak is not None else "peak_factor"
+            raise ConfigError(f"{where}.{name}: must be above 0, got {getattr(self, name):g}")
+        floor = 0.1 * peak if self.floor is None else self.floor
+        if not 0 <= floor <= peak:
+            raise ConfigError(f"{where}.floor: must lie between 0 and peak = {compact(peak)}, got {floor:g}")
+        return float(peak), float(floor)
+
+    def cooldown_shape(self, floor: float, where: str) -> str:
+        """`shape`, checked against the floor it has to reach.
+
+        Raises:
+          ConfigError: no such shape, or one that cannot reach 0.
+        """
+        if self.shape not in SHAPES:
+            offered = ", ".join(SHAPES)
+            raise ConfigError(f"{where}.shape: no '{self.shape}'{nearest(self.shape, SHAPES)}  (there are: {offered})")
+        if self.shape in POSITIVE_SHAPES and floor <= 0:
+            raise ConfigError(f"{where}.floor: must be above 0 for shape '{self.shape}', got {floor:g}")
+        return self.shape
+
+    def given(self, where: str, **defaults: Any) -> dict[str, Any]:
+        """The kind's own `options` over their defaults.
+
+        Raises:
+          ConfigError: an option that the kind does not have, or one of another type than its default.
+        """
+        for name, value in self.options.items():
+            if name not in defaults:
+                offered = ", ".join(defaults) or "none"
+                raise ConfigError(
+                    f"{where}.options.{name}: kind '{self.kind}' has no such option{nearest(name, defaults)}  "
+                    f"(there are: {offered})"
+                )
+            default = defaults[name]
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if isinstance(default, int | float) and not isinstance(default, bool) and not number:
+                raise ConfigError(f"{where}.options.{name}: expected a number, got {value!r}")
+        return {**defaults, **self.options}
 
     def warmup_ramp(self, to: float, span: Span, where: str) -> Ramp:
         """The linear warm-up to `to`: from 0 with a jump down, or from the present learning rate.
@@ -90,11 +132,19 @@ class Span:
       steps: updates in the phase.
       tokens_per_step: tokens of one update.
       open_ended: the length is expected to change later, so nothing may be defined as a share of it.
+      index: number of the phase, 0 for the first.
+      first_step: updates before it.
+      sequences: rows of a batch.
+      base_peak: highest learning rate of the first phase; 0 there.
     """
 
     steps: int
     tokens_per_step: int
     open_ended: bool = False
+    index: int = 0
+    first_step: int = 0
+    sequences: int = 1
+    base_peak: float = 0.0
 
     def duration(self, d: Duration, where: str) -> int:
         """`d` in steps. Raises ConfigError as `Duration.resolve` does."""
@@ -131,8 +181,32 @@ def build(spec: LRSpec, span: Span, start: float, where: str) -> Schedule:
     Raises:
       ConfigError: unknown kind, contradicting fields, or segments that do not fill the phase exactly.
     """
-    recipe: Recipe = find(LIBRARY, spec.kind, f"{where}.kind")
-    schedule = compose(recipe(spec, span, start, where), start, where)
+    recipe = find(LIBRARY, spec.kind, f"{where}.kind")
+    made = recipe(spec, span, start, where) if _is_recipe(recipe) else _custom(recipe, spec, span, start, where)
+    schedule = compose(made, start, where)
     if schedule.steps != span.steps:
         raise ConfigError(f"{where}: '{spec.kind}' gives {schedule.steps} steps for a phase of {span.steps} steps")
     return schedule
+
+
+def _is_recipe(function: Any) -> bool:
+    """Whether it takes what a recipe takes: exactly `(spec, span, start, where)`."""
+    try:
+        return list(inspect.signature(function).parameters) == ["spec", "span", "start", "where"]
+    except (TypeError, ValueError):
+        return False
+
+
+def _custom(function: Any, spec: LRSpec, span: Span, start: float, where: str) -> list[Segment]:
+    """A schedule by dotted name: `step -> lr` as it is, or what `function(**options)` makes."""
+    try:
+        schedule = function(**spec.options) if spec.options else function
+        value = float(schedule(0))
+        float(schedule(span.steps))
+    except Exception as e:  # it is a user's or a library's function, and may fail in any way
+        raise ConfigError(
+            f"{where}.kind: '{spec.kind}' with options {dict(spec.options)} is no schedule: {type(e).__name__}: "
+            f"{str(e).splitlines()[0] if str(e) else ''}"
+        ) from e
+    # Its beginning is its own: optax schedules know nothing of the phase before.
+    return [Custom(schedule, span.steps, jump=not math.isclose(value, start, rel_tol=Custom.tolerance))]

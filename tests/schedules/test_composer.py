@@ -1,5 +1,7 @@
 """Composed schedules: continuous unless told otherwise, right at the joints, and only the active segment runs."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 
 from cpt.errors import ConfigError
 from cpt.schedules.composer import compose
-from cpt.schedules.segments import SHAPES, Custom, Decay, Hold, Ramp
+from cpt.schedules.segments import Custom, Decay, Hold, Ramp
+from cpt.schedules.shapes import SHAPES
 
 levels = st.floats(1e-6, 1e-2)
 lengths = st.integers(0, 40)
@@ -142,3 +145,59 @@ def test_descriptions():
     assert compose([Ramp(1e-3, 3)]).describe() == "ramp 3 to 1e-3"
     assert compose([Ramp(1e-3, 0), Decay(1e-4, 9, "exp")]).describe() == "exp 1e-3..1e-4"
     assert compose([], 1e-4).describe() == "nothing at 1e-4"
+
+
+# ---- slices and branches ----
+@given(continuous, levels, st.data())
+def test_slices_laid_end_to_end_are_the_whole(segments, start, data):
+    schedule = compose(segments, start)
+    cuts = sorted(data.draw(st.lists(st.integers(0, schedule.steps), max_size=3)))
+    edges = [0, *cuts, schedule.steps]
+    parts = [schedule.slice(a, b) for a, b in itertools.pairwise(edges)]
+    joined = [v for p in parts for v in p.values(0, p.steps)]
+    assert joined == schedule.values(0, schedule.steps).tolist()
+    assert [p.steps for p in parts] == [b - a for a, b in itertools.pairwise(edges)]
+    assert parts[-1].end == schedule.end
+    for part, following in itertools.pairwise(parts):
+        assert part.end == pytest.approx(following.start, rel=1e-12)  # no jumps in these
+
+
+def test_a_slice_that_ends_at_a_jump_ends_before_it():
+    schedule = compose([Hold(3, value=1.0, jump=True), Hold(2, value=0.5, jump=True)])
+    assert (schedule.slice(0, 3).end, schedule.slice(3, 5)(0)) == (1.0, 0.5)
+    for first, last in ((-1, 3), (4, 3), (0, 6)):
+        with pytest.raises(ValueError, match="of a schedule of 5"):
+            schedule.slice(first, last)
+
+
+@given(continuous, levels, st.integers(1, 40), levels, st.data())
+def test_a_branch_is_its_parent_before_the_branch(segments, start, steps, to, data):
+    parent = compose(segments, start)
+    at = data.draw(st.integers(0, parent.steps))
+    child = parent.branch(at, [Decay(to, steps, "1-sqrt")])
+    assert child.steps == at + steps and child.end == to
+    assert child.values(0, at).tolist() == parent.values(0, at).tolist()
+    assert child(at) == pytest.approx(parent(at), rel=1e-12)
+
+
+def test_a_branch_that_jumps_is_refused():
+    with pytest.raises(ConfigError, match=r"branch: segment 1 of 1 \(Decay\) begins at 2"):
+        compose([Ramp(1.0, 4)]).branch(4, [Decay(0.1, 3, start=2.0)], "branch")
+
+
+@given(continuous, levels, levels)
+def test_first_below_stays_below(segments, start, level):
+    schedule = compose(segments, start)
+    values = schedule.values(0, schedule.steps + 1)
+    found = schedule.first_below(level)
+    if found is None:
+        assert values[-1] > level
+    else:
+        assert (values[found:] <= level).all() and (found == 0 or values[found - 1] > level)
+
+
+def test_where_the_last_fall_begins():
+    assert compose([Ramp(1.0, 4), Hold(5), Decay(0.1, 3)]).last_fall == 9
+    assert compose([Ramp(1.0, 4), Hold(5)]).last_fall == 9
+    assert compose([Ramp(1.0, 4), Decay(0.5, 2), Hold(5)]).last_fall == 4
+    assert compose([Ramp(1.0, 4), Decay(0.5, 2), Hold(5)], 0.2).highest == 1.0

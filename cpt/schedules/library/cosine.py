@@ -29,6 +29,6 @@ def cosine(spec: LRSpec, span: Span, start: float, where: str) -> list[Segment]:
             f"{where}.kind: cosine decays over the whole phase, but the phase is open-ended; "
             "use constant, wsd or infinite_cosine"
         )
-    peak, floor = spec.levels(where)
+    peak, floor = spec.levels(span, where)
     ramp = spec.warmup_ramp(peak, span, where)
     return [ramp, Decay(floor, span.left({"warmup": ramp.steps}, where), "cosine")]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cpt.errors import ConfigError
 from cpt.schedules.segments import Decay, Hold, Segment
+from cpt.schedules.shapes import Shape
 from cpt.schedules.spec import LRSpec, Span
 from cpt.units import Duration, compact
 
@@ -26,7 +29,18 @@ def infinite_cosine(spec: LRSpec, span: Span, start: float, where: str) -> list[
       ConfigError: peak missing or not above 0, constant not between floor and peak, floor 0 (an exponential never
         gets there), parts that do not fit into the phase.
     """
-    peak, floor = spec.levels(where)
+    return infinite(spec, span, where, lambda: "cosine")
+
+
+def infinite(
+    spec: LRSpec, span: Span, where: str, cooldown_shape: Callable[..., str | Shape], **defaults: float
+) -> list[Segment]:
+    """What infinite schedules share; `cooldown_shape` is called with the options, which must be above 0."""
+    options = spec.given(where, **defaults)
+    for name, value in options.items():
+        if not value > 0:
+            raise ConfigError(f"{where}.options.{name}: must be above 0, got {value:g}")
+    peak, floor = spec.levels(span, where)
     const = (peak + floor) / 2 if spec.constant is None else spec.constant
     if not floor <= const <= peak:
         raise ConfigError(
@@ -40,4 +54,4 @@ def infinite_cosine(spec: LRSpec, span: Span, start: float, where: str) -> list[
     hold = span.left({"warmup": ramp.steps, "cooldown": cooldown, "decay": decay}, where)
     # Without a cooldown the formula falls from peak to constant at once.
     level = Hold(hold, value=const, jump=cooldown == 0)
-    return [ramp, Decay(const, cooldown, "cosine"), level, Decay(floor, decay, "exp")]
+    return [ramp, Decay(const, cooldown, cooldown_shape(**options)), level, Decay(floor, decay, "exp")]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cpt.errors import ConfigError, nearest
-from cpt.schedules.segments import POSITIVE_SHAPES, SHAPES, Decay, Hold, Segment
+from cpt.errors import ConfigError
+from cpt.schedules.segments import Decay, Hold, Segment
 from cpt.schedules.spec import LRSpec, Span
 from cpt.units import Duration
 
@@ -18,19 +18,22 @@ def wsd(spec: LRSpec, span: Span, start: float, where: str) -> list[Segment]:
     with w = warmup, d = decay and n = the steps of the phase. Defaults: w = 1 %, d = 10 % of the phase (10-20 % match
     a cosine of the same length), floor = 0.1 * peak, shape `1-sqrt`. MiniCPM's exponential fall is `shape="exp"`.
 
-    Uses: peak, floor, warmup, warmup_from, decay, shape.
+    `options.lowered` = a drops to a of the way at once before the fall; `shape="linear"` with a = 0.7 is the lowered
+    linear cooldown of Dremov et al. 2025 (arXiv 2508.01483; experimental: the form is our reading of it).
+
+    Uses: peak, floor, warmup, warmup_from, decay, shape, options.lowered.
 
     Raises:
-      ConfigError: peak missing or not above 0, floor above peak, an unknown shape, floor 0 with `exp`, parts that do
-        not fit into the phase.
+      ConfigError: peak missing or not above 0, floor above peak, an unknown shape, floor 0 with `exp` or `inverse`,
+        parts that do not fit into the phase.
     """
-    peak, floor = spec.levels(where)
-    if spec.shape not in SHAPES:
-        offered = ", ".join(SHAPES)
-        raise ConfigError(f"{where}.shape: no '{spec.shape}'{nearest(spec.shape, SHAPES)}  (there are: {offered})")
-    if spec.shape in POSITIVE_SHAPES and floor <= 0:
-        raise ConfigError(f"{where}.floor: must be above 0 for shape '{spec.shape}', got {floor:g}")
+    peak, floor = spec.levels(span, where)
+    lowered = spec.given(where, lowered=1.0)["lowered"]
+    if not 0 < lowered <= 1:
+        raise ConfigError(f"{where}.options.lowered: must lie in (0, 1], got {lowered:g}")
+    shape = spec.cooldown_shape(floor, where)
     ramp = spec.warmup_ramp(peak, span, where)
     decay = span.duration(spec.decay or Duration(fraction=0.1), f"{where}.decay")
     hold = span.left({"warmup": ramp.steps, "decay": decay}, where)
-    return [ramp, Hold(hold), Decay(floor, decay, spec.shape)]
+    begin = floor + lowered * (peak - floor)
+    return [ramp, Hold(hold), Decay(floor, decay, shape, start=begin, jump=lowered < 1)]

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
+from ml_collections import config_flags
 
+from cpt.config import load
 from cpt.errors import ConfigError, UserError
 from cpt.overrides import check_loaded, config_argument, explain
+from cpt.plan import RunPlan, resolve
 
 Main = Callable[[list[str]], int | None]
 
@@ -36,16 +39,18 @@ def call(main: Main, argv: list[str]) -> int:
         return 2
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """`flags.FLAGS(argv)` whose every failure is one `ConfigError` line."""
+def parse_flags(argv: list[str], values: flags.FlagValues | None = None) -> list[str]:
+    """`values(argv)` whose every failure is one `ConfigError` line; the global flags by default."""
+    values = flags.FLAGS if values is None else values
     config = config_argument(argv)
     # A missing file would otherwise only show on first access, as a traceback.
-    if config is not None and not Path(config.split(":", 1)[0]).is_file():
-        raise ConfigError(f"--config={config}: no such file (looked in {Path.cwd()})")
+    for file in config.split(",") if config is not None else ():
+        if not Path(file.split(":", 1)[0]).is_file():
+            raise ConfigError(f"--config={file}: no such file (looked in {Path.cwd()})")
     try:
-        rest = flags.FLAGS(argv)
-        if config is not None and "config" in flags.FLAGS:
-            check_loaded(flags.FLAGS["config"].value, config)
+        rest = values(argv)
+        if config is not None and "config" in values and not isinstance(values["config"].value, str):
+            check_loaded(values["config"].value, config)
         return rest
     except UserError:
         raise
@@ -57,6 +62,28 @@ def parse_flags(argv: list[str]) -> list[str]:
         if isinstance(e, flags.Error | TypeError | ValueError):
             raise ConfigError(_one_line(str(e))) from e
         raise
+
+
+def read_plan(file: str, overrides: list[str]) -> RunPlan:
+    """The plan of the recipe `FILE.py` or `FILE.py:ARGUMENT`, for commands that read several.
+
+    Args:
+      overrides: `--config.a.b=value`, as on the command line.
+
+    Raises:
+      ConfigError: as `cpt.main` would.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "", flag_values=values, lock_config=False, accept_new_attributes=True
+    )
+    argv, ours = ["", f"--config={file}", *overrides], sys.argv
+    try:
+        sys.argv = argv  # where ml_collections looks for overrides, whatever it is given
+        parse_flags(argv, values)
+    finally:
+        sys.argv = ours
+    return resolve(load(values["config"].value, config_flags.get_override_values(values["config"])))
 
 
 def _one_line(message: str) -> str:

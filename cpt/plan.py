@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from cpt import registry
 from cpt.config import PhaseSpec, RunSpec, identity
 from cpt.errors import ConfigError, nearest
@@ -91,6 +93,13 @@ class Phase:
     @property
     def tokens(self) -> int:
         return self.steps * self.tokens_per_step
+
+    def learning_rates(self) -> np.ndarray:
+        """float64 `[steps]`: the learning rate of each of its updates."""
+        rates = self.schedule.values(0, self.steps)
+        if self.spec.optimizer.policy == "lr0_warm":
+            rates[: self.spec.optimizer.steps] = 0.0
+        return rates
 
     @cached_property
     def _mixer(self):

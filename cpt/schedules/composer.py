@@ -125,6 +125,11 @@ class Schedule:
         return 0
 
     @property
+    def joints(self) -> list[int]:
+        """The steps at which its segments begin."""
+        return list(self._firsts)
+
+    @property
     def last_fall(self) -> int:
         """The step at which its last decay begins; its length where nothing decays."""
         return next((p.first for p in reversed(self._pieces) if p.segment.falls), self.steps)

@@ -9,6 +9,7 @@ Typing the command again goes on where the run stopped, or says that it is done.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
@@ -46,7 +47,17 @@ def main(argv: list[str]) -> int:
         launch_text(console, plan, workdir)
         return 0
     workdirs.prepare_workdir(workdir)
-    with workdirs.lock(workdir):
+    try:
+        return launch(console, plan, workdir)
+    except KeyboardInterrupt:
+        stopped(console, "stopped; what was saved before stays")
+        sys.stdout.flush()
+        os._exit(STOPPED_BY_SIGNAL)  # JAX, interrupted while it starts or compiles, can crash an orderly exit
+
+
+def launch(console: Console, plan: RunPlan, workdir: Path) -> int:
+    """Train, or only report on a run that is complete, while no other process may."""
+    with workdirs.lock(workdir, console.print):
         standing = workdirs.newest_step(workdir)
         workdirs.check(workdir, plan, standing)
         if standing >= plan.total_steps and (workdir / "checkpoints" / "anchor" / str(plan.total_steps)).is_dir():
@@ -62,26 +73,26 @@ def train(console: Console, plan: RunPlan, workdir: Path) -> int:
     from cpt.training.run import devices_text, run_training  # starts JAX; a dry run and a finished run need none
 
     started = time.monotonic()
-    again = "python -m cpt.main " + shlex.join(sys.argv[1:])
     launch_text(console, plan, workdir, devices_text())
-    try:
-        outcome = run_training(plan, workdir, console)
-    except KeyboardInterrupt:
-        console.print(f"stopped; what was saved before stays; go on with: {again}", soft_wrap=True)
-        return STOPPED_BY_SIGNAL
+    outcome = run_training(plan, workdir, console)
     if outcome.stopped_by:
-        where = f"saved at step {outcome.step} of {plan.total_steps}"
-        console.print(f"{outcome.stopped_by}: {where}; go on with: {again}", soft_wrap=True)
-        return STOPPED_BY_SIGNAL
+        saved = f"saved at step {outcome.step} of {plan.total_steps}"
+        return stopped(console, f"{outcome.stopped_by}: {saved if outcome.step else 'before the first update'}")
     console.print(f"trained {outcome.step} steps; {time.monotonic() - started:.0f} s in all")
     return finish(console, workdir)
+
+
+def stopped(console: Console, what: str) -> int:
+    """Say what happened and how to go on."""
+    console.print(f"{what}; go on with: python -m cpt.main {shlex.join(sys.argv[1:])}", soft_wrap=True, markup=False)
+    return STOPPED_BY_SIGNAL
 
 
 def launch_text(console: Console, plan: RunPlan, workdir: Path, devices: str = "") -> None:
     """Banner, plan table and cost."""
     new = "resuming" if (workdir / "plan.json").exists() else "new"
-    banner = [f"cpt {__version__}", *([devices] if devices else []), f"run {workdir} ({new})"]
-    console.print(" · ".join(banner), highlight=False, soft_wrap=True)
+    banner = [f"cpt {__version__}", devices, f"run {workdir} ({new})"]
+    console.print(" · ".join(filter(None, banner)), highlight=False, soft_wrap=True)
     if plan.spec.notice:
         console.print(plan.spec.notice, style="yellow", highlight=False)
     console.print()

@@ -106,7 +106,9 @@ PHASES = {
         says=("phases.second.lr.", "fraction: the phase is open-ended", "steps or tokens"),
     ),
     "cosine of an open end": wrong_lr("open_ended=True", says=("phases.second.lr.kind: cosine", "open-ended")),
-    "no peak": wrong_lr("lr.peak=None", says=("phases.second.lr.peak: kind 'cosine' needs", "e.g. 3e-4")),
+    "no peak": toy_case(
+        "--config.phases.first.lr.peak=None", says=("phases.first.lr.peak: kind 'cosine' needs", "e.g. 3e-4")
+    ),
     "unknown schedule": wrong_lr(
         "lr.kind=cosin", says=("phases.second.lr.kind: no 'cosin'", "did you mean 'cosine'?", "package.module:name")
     ),

@@ -26,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cpt.errors import RunError
+from cpt.training.faults import is_machine_fault, quiet_writers, reason
 from cpt.training.state import State
 
 FULL_KINDS = ("anchor", "rolling")
@@ -47,18 +48,6 @@ class DamagedCheckpoint(Exception):
     """What restore found wrong with one checkpoint; the message names the item or array."""
 
 
-# What a machine says when it cannot read now. The checkpoint may be sound, so it is neither moved nor passed over.
-MACHINE_FAULTS = (
-    "RESOURCE_EXHAUSTED",
-    "PERMISSION_DENIED",
-    "Permission denied",
-    "Out of memory",
-    "No space left",
-    "Input/output error",
-    "Too many open files",
-)
-
-
 class Checkpoints:
     """Save and restore the state of a run under `directory`.
 
@@ -68,7 +57,9 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep_rolling: int = 2):
-        self.directory, self.keep_rolling = directory, keep_rolling
+        # Orbax reads no relative paths.
+        self.directory, self.keep_rolling = directory.absolute(), keep_rolling
+        quiet_writers()
         self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._snapshot = jax.jit(lambda tree: (jax.tree.map(jnp.copy, tree), jax.tree.map(digest, tree)))
 
@@ -105,7 +96,7 @@ class Checkpoints:
             yield
         except Exception as e:  # what its writing thread met, Orbax raises as it is: OSError, ValueError, its own
             raise RunError(
-                f"{self.directory}: a checkpoint could not be written ({_first_line(e)}); {self.newest()}; "
+                f"{self.directory}: a checkpoint could not be written ({reason(e)}); {self.newest()}; "
                 "make room there and run the same command again"
             ) from e
 
@@ -169,7 +160,7 @@ class Checkpoints:
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def _path(self, kind: str, step: int) -> Path:
-        return (self.directory / kind / str(step)).absolute()
+        return self.directory / kind / str(step)
 
     def _prune(self) -> None:
         if jax.process_index() == 0:
@@ -187,6 +178,7 @@ def restore(saved: Saved, abstract: State, params_only: bool = False) -> tuple[S
 
     Raises:
       DamagedCheckpoint: a file is missing, unreadable, or an array is not the one that was saved.
+      RunError: the machine cannot read it now (memory, rights, the disk).
     """
     targets = {"params": abstract.params} | ({} if params_only else {"opt_state": abstract.opt_state})
     meta = read_meta(saved)
@@ -195,12 +187,12 @@ def restore(saved: Saved, abstract: State, params_only: bool = False) -> tuple[S
         arrays = reader.restore(
             saved.path, args=ocp.args.Composite(**{k: ocp.args.StandardRestore(t) for k, t in targets.items()})
         )
+        digests = jax.device_get(jax.jit(lambda tree: jax.tree.map(digest, tree))({k: arrays[k] for k in targets}))
     except Exception as e:  # Orbax and TensorStore raise a bare Exception for truncated data
         _raise_if_machine_fault(saved, e)
-        raise DamagedCheckpoint(f"unreadable: {_first_line(e)}") from e
+        raise DamagedCheckpoint(f"unreadable: {reason(e)}") from e
     finally:
         reader.close()
-    digests = jax.device_get(jax.jit(lambda tree: jax.tree.map(digest, tree))({k: arrays[k] for k in targets}))
     for name, (a, b) in _named(digests).items():
         if meta["digests"].get(name) != [int(a), int(b)]:
             raise DamagedCheckpoint(f"{name}: its digest differs from the one saved with it")
@@ -213,7 +205,7 @@ def read_meta(saved: Saved) -> dict[str, Any]:
         meta = json.loads((saved.path / "meta" / "metadata").read_text())
     except (OSError, ValueError) as e:
         _raise_if_machine_fault(saved, e)
-        raise DamagedCheckpoint(f"meta: {_first_line(e)}") from e
+        raise DamagedCheckpoint(f"meta: {reason(e)}") from e
     if not isinstance(meta, dict) or sealed(meta) != meta:
         raise DamagedCheckpoint("meta: its digest differs from the one saved with it")
     return meta
@@ -244,9 +236,9 @@ def digest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _raise_if_machine_fault(saved: Saved, error: Exception) -> None:
-    if isinstance(error, MemoryError) or any(mark in str(error) for mark in MACHINE_FAULTS):
+    if is_machine_fault(error):
         raise RunError(
-            f"{saved.path}: cannot be read now ({_first_line(error)}); nothing was changed; "
+            f"{saved.path}: cannot be read now ({reason(error)}); nothing was changed; "
             "mend that and run the same command again"
         ) from error
 
@@ -255,7 +247,3 @@ def _named(digests: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """`{"params/embed/embedding": (a, b)}` from a tree of digest pairs."""
     leaves = jax.tree_util.tree_leaves_with_path(digests, is_leaf=lambda x: type(x) is tuple and len(x) == 2)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): pair for path, pair in leaves}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -85,7 +85,8 @@ def _checkpoint_of(init: InitSpec) -> Saved:
 def _check_same_model(run: Path, saved: Saved, spec: RunSpec, tokenizer: str | None) -> None:
     """Parameters of another shape, or whose ids mean other tokens, cannot be taken over."""
     try:
-        theirs = json.loads((run / "plan.json").read_text())["spec"]["model"]
+        before = json.loads((run / "plan.json").read_text())["spec"]
+        theirs, their_optimizer = before["model"], before["optimizer"]["kind"]
         meta = read_meta(saved)
     except (OSError, ValueError, KeyError, TypeError, DamagedCheckpoint) as e:
         raise RunError(f"init.from_run: {run}: its plan or {saved} cannot be read ({e}); choose another run") from e
@@ -96,6 +97,11 @@ def _check_same_model(run: Path, saved: Saved, spec: RunSpec, tokenizer: str | N
                 f"init.from_run: model.{name} is {theirs.get(name)!r} in {run}, {ours.get(name)!r} here; "
                 f"set model.{name} to {theirs.get(name)!r}, or start from another run"
             )
+    if spec.init.brings_optimizer and their_optimizer != spec.optimizer.kind:
+        raise RunError(
+            f"init.from_run: optimizer.kind is {their_optimizer!r} in {run}, {spec.optimizer.kind!r} here; "
+            "take its parameters only (init.what=params), or set optimizer.kind as there"
+        )
     known = meta.get("tokenizer")
     if known and tokenizer and known != tokenizer:
         raise RunError(

@@ -1,11 +1,16 @@
-"""Append-only JSON lines that a resumed run can cut back to its step."""
+"""What a run appends to while it trains: JSON lines that a resumed run can cut back to its step, and TensorBoard."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from cpt.evaluators.rows import plain, write_atomic
 
@@ -24,6 +29,39 @@ class JsonLines:
 
     def close(self) -> None:
         self._file.close()
+
+
+class Board:
+    """Scalars for TensorBoard.
+
+    Written by the caller's own thread: tensorboardX's queue has no reader any more once its thread met a full disk, and
+    then blocks whoever puts an eleventh value into it.
+
+    Args:
+      folder: where the event files lie; each start adds one.
+      step: where the run starts; values of this and later steps in older files are void.
+    """
+
+    def __init__(self, folder: Path, step: int, flush_s: float = 30.0):
+        folder.mkdir(parents=True, exist_ok=True)
+        # Two starts within a second would otherwise name one file.
+        self._events = EventsWriter(str(folder / "events"), filename_suffix=f".{step}")
+        self._flush_s, self._flushed = flush_s, time.monotonic()
+        self._write(step, file_version="brain.Event:2")
+        self._write(step, session_log=SessionLog(status=SessionLog.START))
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """One point of the curve `name`. Raises OSError if the file cannot be written."""
+        self._write(step, summary=scalar(name, value))
+        if time.monotonic() - self._flushed > self._flush_s:
+            self._events.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._events.close()
+
+    def _write(self, step: int, **what: Any) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **what))
 
 
 def cut(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from cpt.models.spec import flops_per_token
 from cpt.optimizers.policy import apply_policy
 from cpt.plan import RunPlan
 from cpt.training.checkpoint import Checkpoints, DamagedCheckpoint, read_meta
+from cpt.training.faults import reason
 from cpt.training.feed import Data, check_data, end_of_document, host_batches, identity
 from cpt.training.initialise import initial_state
 from cpt.training.progress import TrainingProgress
@@ -76,16 +77,20 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
     say = lambda line: console.print(line, highlight=False, soft_wrap=True)  # noqa: E731
     state, start, meta = initial_state(spec, data.tokenizer, model, tx, abstract, checkpoints, say)
     trains_on = identity(data, meta)
-    claim(workdir, plan, start)
     ledger = Ledger(mix, flops_per_token(spec.model, spec.batch.length), start)
     progress = TrainingProgress(plan, console)
-    recorder = Recorder(workdir, plan, ledger, losses, start, progress, (meta or {}).get("skipped_in_a_row", 0))
+    with stopping_says_what_is_safe(checkpoints, workdir):
+        claim(workdir, plan, start)
+        recorder = Recorder(workdir, plan, ledger, losses, start, progress, (meta or {}).get("skipped_in_a_row", 0))
     batches = start_at(host_batches(plan, data, mix), start)
     columns = max(len(p.columns) for p in plan.phases)
 
-    def save(step: int, kinds: tuple[str, ...]) -> None:
+    def save(step: int, kinds: tuple[str, ...], last: bool) -> None:
         recorder.drain()  # a checkpoint must not be newer than the rows on disk
         recorder.write_ledger()
+        # While updates fail, the rolling ones of before must not be pushed out: the way back leads through them.
+        if recorder.skipped_in_a_row and not last:
+            kinds = tuple(k for k in kinds if k != "rolling")
         facts = {
             "plan_hash": plan.hash,
             "tokens": plan.clock(step).tokens,
@@ -107,11 +112,12 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
                 if losses and plan.evaluates_at(step):
                     recorder.evaluated(step, losses(state.params))
                 kinds = plan.checkpoints_at(step) if step > start else ()
-                if stop.name and step > start and not {"anchor", "rolling"} & set(kinds):
+                stopping = stop.name  # read once: a signal that comes while this step is saved ends the next one
+                if stopping and step > start and not {"anchor", "rolling"} & set(kinds):
                     kinds = (*kinds, "rolling")
                 if kinds:
-                    save(step, kinds)
-                if stop.name or step == plan.total_steps:
+                    save(step, kinds, last=stopping is not None)
+                if stopping or step == plan.total_steps:
                     break
                 if step in switch:
                     # After the checkpoint: what is saved at an edge is the end of the old phase.
@@ -127,7 +133,7 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
         recorder.write_ledger()
         checkpoints.close()
         recorder.close()
-    return Outcome(step, stop.name, recorder.busy_s)
+    return Outcome(step, stopping, recorder.busy_s)
 
 
 @contextlib.contextmanager
@@ -138,9 +144,12 @@ def stopping_says_what_is_safe(checkpoints: Checkpoints, workdir: Path) -> Itera
     except NonFinite as e:
         checkpoints.wait()
         raise RunError(f"{e.what}; {last_good(checkpoints, workdir)}") from e
-    except OSError as e:
+    except (OSError, RunError) as e:
+        cause = e if isinstance(e, OSError) else e.__cause__
+        if not isinstance(cause, OSError):
+            raise
         raise RunError(
-            f"{workdir}: cannot be written ({e.strerror}); checkpoints: {checkpoints.newest()}; "
+            f"{workdir}: cannot be written ({reason(cause)}); checkpoints: {checkpoints.newest()}; "
             "make room there and run the same command again"
         ) from e
 

@@ -14,13 +14,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from cpt.data.ledger import Ledger
 from cpt.evaluators.losses import SetLosses
 from cpt.evaluators.rows import write_atomic
 from cpt.plan import RunPlan
-from cpt.training.logs import JsonLines, cut
+from cpt.training.logs import Board, JsonLines, cut
 from cpt.training.state import Sums
 
 IN_LOOP = "in-loop"  # the `checkpoint` of an evaluation made while training
@@ -62,7 +61,7 @@ class Recorder:
         self.metrics = JsonLines(workdir / "metrics.jsonl")
         self.evals = JsonLines(workdir / "eval.jsonl")
         self.sequences = JsonLines(workdir / "eval_sequences.jsonl")
-        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step, flush_secs=30)
+        self.board = Board(workdir / "tensorboard", step)
         self.skipped_in_a_row = skipped_in_a_row
         self.busy_s = {"step": 0.0, "eval": 0.0, "data": 0.0}
         self._pending: deque[tuple] = deque()
@@ -118,7 +117,7 @@ class Recorder:
             self.sequences.write({"step": step, **sequences, "checkpoint": IN_LOOP})
             self.evals.write(row)
             if row["loss"] is not None:
-                self.board.add_scalar(f"eval/{row['set']}/loss", row["loss"], step)
+                self.board.scalar(f"eval/{row['set']}/loss", row["loss"], step)
             self.progress.evaluated(step, row)
 
     def _write_metrics(self, step: int, sums: Sums, lr: float, data_wait_s: float, step_s: float) -> None:
@@ -147,7 +146,7 @@ class Recorder:
         self.metrics.write(row)
         for key in ("loss", "lr", "grad_norm"):
             if row[key] is not None:
-                self.board.add_scalar(f"train/{key}", row[key], step + 1)
+                self.board.scalar(f"train/{key}", row[key], step + 1)
         self._guard(step, bool(sums.finite))
         done = step + 1 - self._start_step
         left = (time.monotonic() - self._started) / done * (self.plan.total_steps - step - 1) if done > 3 else None

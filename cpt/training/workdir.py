@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,27 +48,30 @@ def prepare_workdir(workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(workdir: Path) -> Iterator[None]:
+def lock(workdir: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     """Hold the directory against other processes; the system lets go of it however this one ends.
+
+    Args:
+      say: receives a warning where the file system has no locks.
 
     Raises:
       RunError: another process trains there.
     """
-    with (workdir / ".lock").open("a+") as f:
+    # Without a buffer, so that a full disk cannot fail when the file is closed.
+    with (workdir / ".lock").open("ab+", buffering=0) as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
             f.seek(0)
             raise RunError(
-                f"{workdir}: another process trains there ({f.read().strip() or 'unknown'}); "
+                f"{workdir}: another process trains there ({f.read().decode().strip() or 'unknown'}); "
                 "wait for it, or give another --workdir"
             ) from e
-        except OSError:  # a file system without locks cannot protect anyone
-            yield
-            return
-        f.truncate(0)
-        f.write(f"process {os.getpid()} on {platform.node()}")
-        f.flush()
+        except OSError as e:
+            say(f"{workdir}: cannot be locked there ({e.strerror}); do not train in it from two processes at a time")
+        with contextlib.suppress(OSError):  # who holds it is for the other's message only
+            f.truncate(0)
+            f.write(f"process {os.getpid()} on {platform.node()}".encode())
         yield
 
 

@@ -180,14 +180,17 @@ def test_kill_9_and_sigterm_of_the_real_command(reference, tmp_path):
     uncut, cut = tmp_path / "uncut", tmp_path / "cut"
     subprocess.run([*command, f"--workdir={uncut}"], check=True, capture_output=True)
     rng = random.Random(0)
+    # A relative directory, as the default one is.
+    command.append("--workdir=cut")
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
-        process = subprocess.Popen([*command, f"--workdir={cut}"], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
         wait_for_progress(cut, process, more=rng.randint(5, 25))
         process.send_signal(number)
         out, _ = process.communicate(timeout=60)
         if number == signal.SIGTERM:
             assert process.returncode in (75, 0) and ("go on with: python -m cpt.main" in out or "report:" in out)
-    subprocess.run([*command, f"--workdir={cut}"], check=True, capture_output=True)
+    last = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert "initialised from own checkpoint" in last.stdout
     assert_same_history(uncut, cut)
 
 

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from absl import flags
 from ml_collections import config_flags
@@ -23,11 +24,20 @@ def run(main: Main) -> None:
     sys.exit(call(main, sys.argv))
 
 
-def call(main: Main, argv: list[str]) -> int:
-    """Parse the flags in `argv`, call `main` with what is left, and turn a `UserError` into a line and a 2."""
+def call(main: Main, argv: list[str], help_of: ModuleType | None = None) -> int:
+    """Parse the flags in `argv`, call `main` with what is left, and turn a `UserError` into a line and a 2.
+
+    Args:
+      help_of: the module whose docstring and flags `--help` shows; the one that is run by default.
+    """
     if any(re.fullmatch(r"--?(help|h|helpfull|helpshort)", a) for a in argv[1:]):
-        print((sys.modules["__main__"].__doc__ or "").strip())
-        print(f"\nFlags:\n{flags.FLAGS.main_module_help()}")
+        module = help_of or sys.modules["__main__"]
+        print((module.__doc__ or "").strip())
+        shown = flags.FLAGS.get_key_flags_for_module(module.__name__)
+        print("\nFlags:")
+        for flag in shown:
+            default = f" (default: {flag.default})" if flag.default not in (None, [], False) else ""
+            print(f"  --{flag.name}: {flag.help}{default}")
         return 0
     try:
         rest = parse_flags(argv)

@@ -1,4 +1,4 @@
-"""Learning rates before any training: draw them, list them.
+"""Learning rates before any training: draw them, list them, predict what they lead to.
 
 python -m cpt.schedules --config=configs/pile_to_slimpajama.py                       # in the terminal
 python -m cpt.schedules --config=a.py,b.py --out=lr.png                              # over each other; .html, .csv
@@ -15,9 +15,10 @@ from pathlib import Path
 from absl import flags
 
 from cpt import cli
-from cpt.errors import ConfigError
+from cpt.errors import ConfigError, nearest
 from cpt.rooms import show_rooms
-from cpt.schedules.picture import trajectory, write_picture
+from cpt.schedules.laws import command
+from cpt.schedules.picture import terminal_picture, trajectory, write_picture
 
 
 def define_flags() -> None:
@@ -35,8 +36,6 @@ def main(overrides: list[str]) -> None:
         return
     if not given.config:
         raise ConfigError("--config: required, e.g. --config=configs/pile_to_slimpajama.py (see --help); or --list")
-    from cpt.schedules.picture import terminal_picture
-
     plans = {file: cli.read_plan(file, overrides) for file in given.config.split(",")}
     named = [trajectory(name, plan) for name, plan in _short(plans).items()]
     if given.out:
@@ -51,8 +50,22 @@ def _short(plans: dict[str, object]) -> dict[str, object]:
     return {plan.name if len(set(own)) == len(own) else file: plan for file, plan in plans.items()}
 
 
-if __name__ == "__main__":
-    define_flags()
+def run() -> int:
+    """The command line; `fit`, `predict` and `rank` are commands of their own."""
     is_override = re.compile(r"--?config\.").match
     overrides = [a for a in sys.argv[1:] if is_override(a)]
-    sys.exit(cli.call(lambda _: main(overrides), [a for a in sys.argv if not is_override(a)]))
+    argv = [a for a in sys.argv if not is_override(a)]
+    if len(argv) < 2 or argv[1].startswith("-"):
+        define_flags()
+        return cli.call(lambda _: main(overrides), argv)
+    name = argv.pop(1)
+    if name not in command.COMMANDS:
+        offered = f"(there are: {', '.join(command.COMMANDS)}; without one: the picture)"
+        print(ConfigError(f"{name}: no such command{nearest(name, command.COMMANDS)}  {offered}"), file=sys.stderr)
+        return 2
+    command.define_flags(name)
+    return cli.call(lambda _: command.main(name, overrides), argv, help_of=command)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

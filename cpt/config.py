@@ -125,6 +125,8 @@ class PhaseSpec:
     Attributes:
       tokens: budget (rounded down to whole batches); give this or `steps`.
       steps: budget in optimizer steps.
+      until_lr: end the phase where its learning rate has fallen to this; its budget is then that of the whole schedule,
+        and the phases after it take the rest with `lr.kind="continue"`.
       open_ended: the budget is expected to grow later, so durations in it may not be fractions.
       mix: share of each named source among the new tokens; sums to 1.
       mixer: how shares follow from `mix` over the phase.
@@ -138,6 +140,7 @@ class PhaseSpec:
 
     tokens: int | None = None
     steps: int | None = None
+    until_lr: float | None = None
     open_ended: bool = False
     mix: Mapping[str, float] = field(default_factory=dict)
     mixer: MixerSpec = MixerSpec()

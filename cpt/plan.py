@@ -23,6 +23,7 @@ from cpt.config import PhaseSpec, RunSpec, identity
 from cpt.errors import ConfigError, nearest
 from cpt.schedules.composer import Schedule
 from cpt.schedules.spec import Span, build
+from cpt.schedules.trunk import CONTINUE, Share, lay, total_steps
 from cpt.sections import to_dict
 
 
@@ -226,8 +227,8 @@ def resolve(spec: RunSpec) -> RunPlan:
     """
     _check_kinds(spec)
     phases: list[Phase] = []
-    for name in spec.order:
-        phases.append(_resolve_phase(spec, name, phases))
+    for name, schedule in zip(spec.order, _schedules(spec), strict=True):
+        phases.append(_resolve_phase(spec, name, phases, schedule))
     return RunPlan(spec, tuple(phases))
 
 
@@ -241,22 +242,44 @@ def _check_kinds(spec: RunSpec) -> None:
             registry.check("cpt.data.corpora", source.corpus, f"sources.{name}.corpus")
 
 
-def _resolve_phase(spec: RunSpec, name: str, before: list[Phase]) -> Phase:
+def _schedules(spec: RunSpec) -> list[Schedule]:
+    """The schedule of each phase, in order; phases that continue one are given their part of it."""
+    out: list[Schedule] = []
+    tokens_per_step = spec.batch.sequences * spec.batch.length
+    names = list(spec.order)
+    while names:
+        first = names.pop(0)
+        together = [first]
+        while names and spec.phases[names[0]].lr.kind == CONTINUE:
+            together.append(names.pop(0))
+        phase, where = spec.phases[first], f"phases.{first}.lr"
+        if phase.lr.kind == CONTINUE:
+            raise ConfigError(f"{where}.kind: there is no phase before whose schedule could go on")
+        shares = [_share(spec.phases[n], tokens_per_step, f"phases.{n}") for n in together]
+        span = Span(
+            total_steps(shares),
+            tokens_per_step,
+            phase.open_ended,
+            index=len(out),
+            first_step=sum(s.steps for s in out),
+            sequences=spec.batch.sequences,
+            base_peak=out[0].highest if out else 0.0,
+        )
+        out += lay(build(phase.lr, span, out[-1].end if out else 0.0, where), shares)
+    return out
+
+
+def _share(phase: PhaseSpec, tokens_per_step: int, where: str) -> Share:
+    """What a phase takes of its schedule; only one that continues another may leave its budget open."""
+    open_budget = phase.lr.kind == CONTINUE and phase.tokens is None and phase.steps is None
+    return Share(where, None if open_budget else _phase_steps(phase, tokens_per_step, where), phase.until_lr)
+
+
+def _resolve_phase(spec: RunSpec, name: str, before: list[Phase], schedule: Schedule) -> Phase:
     phase, where = spec.phases[name], f"phases.{name}"
     tokens_per_step = spec.batch.sequences * spec.batch.length
-    columns = _columns(spec, name, before)
-    steps = _phase_steps(phase, tokens_per_step, where)
-    span = Span(
-        steps,
-        tokens_per_step,
-        phase.open_ended,
-        index=len(before),
-        first_step=before[-1].end if before else 0,
-        sequences=spec.batch.sequences,
-        base_peak=before[0].schedule.highest if before else 0.0,
-    )
-    start = before[-1].schedule.end if before else 0.0
-    schedule = build(phase.lr, span, start, f"{where}.lr")
+    columns, steps = _columns(spec, name, before), schedule.steps
+    span = Span(steps, tokens_per_step, phase.open_ended)
     grid, eval_every = spec.checkpoints.grid, span.duration(phase.evaluate.every, f"{where}.evaluate.every")
     resolved = Phase(
         name=name,

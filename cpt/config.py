@@ -7,7 +7,7 @@ field can then be overridden by name on the command line. `load` turns what came
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from cpt.data.tokenizers._base import TokenizerSpec
 from cpt.errors import ConfigError, nearest
 from cpt.models.spec import ModelSpec
 from cpt.schedules.spec import LRSpec
+from cpt.schedules.trunk import AnnealSpec, BranchSpec
 from cpt.sections import parse, section, to_dict
 from cpt.units import Duration
 
@@ -198,11 +199,18 @@ class CheckpointSpec:
 
 @dataclass(frozen=True)
 class InitSpec:
-    """Where the weights of a new run come from; the run's own checkpoints always win over this."""
+    """Where the weights of a new run come from; the run's own checkpoints always win over this.
+
+    Attributes:
+      from_run: run directory.
+      step: which of its checkpoints; None = the newest.
+      what: `params`; `params+opt`, with the optimizer's moments; `all`, with the position as well: the run is a child
+        that goes on at that step of its own plan, whose past must be that of `from_run`.
+    """
 
     from_run: str | None = None
     step: int | None = None
-    what: Literal["params", "params+opt"] = "params"
+    what: Literal["params", "params+opt", "all"] = "params"
 
     @property
     def brings_optimizer(self) -> bool:
@@ -241,6 +249,8 @@ class RunSpec:
     evaluation: EvaluationSpec = EvaluationSpec()
     checkpoints: CheckpointSpec = CheckpointSpec()
     init: InitSpec = InitSpec()
+    branch: BranchSpec = BranchSpec()
+    anneal: AnnealSpec = AnnealSpec()
     guard: GuardSpec = GuardSpec()
     mesh: MeshSpec = MeshSpec()
     seed: int = 0
@@ -331,7 +341,12 @@ def load(config: Mapping[str, Any], overridden: Mapping[str, Any] | None = None)
                 and ".".join([*parents, other]) not in overridden
             ):
                 node.pop(other, None)
-    return parse(RunSpec, raw)
+    spec = parse(RunSpec, raw)
+    if spec.branch.at is not None and spec.init.from_run is not None and spec.init.what == "params":
+        # A cooldown that leaves a run goes on from that run's very state.
+        step = spec.branch.at if spec.init.step is None else spec.init.step
+        spec = replace(spec, init=replace(spec.init, what="all", step=step))
+    return spec
 
 
 # Helpers for recipes: `phase(tokens=..., mix={...}, lr=lr(peak=3e-4))`.
@@ -351,5 +366,7 @@ evaluation_set = partial(section, SetSpec)
 evaluation = partial(section, EvaluationSpec)
 checkpoints = partial(section, CheckpointSpec)
 init = partial(section, InitSpec)
+branch = partial(section, BranchSpec)
+anneal = partial(section, AnnealSpec)
 mesh = partial(section, MeshSpec)
 run = partial(section, RunSpec)

@@ -23,8 +23,9 @@ from cpt import __version__, cli
 from cpt.config import load
 from cpt.errors import ConfigError
 from cpt.plan import RunPlan, resolve
-from cpt.reports.plan_table import cost_line, plan_table, replay_lines
+from cpt.reports.plan_table import branch_lines, cost_line, plan_table, replay_lines
 from cpt.training import workdir as workdirs
+from cpt.training.branches import finished
 from cpt.training.signals import STOPPED_BY_SIGNAL
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -60,7 +61,7 @@ def launch(console: Console, plan: RunPlan, workdir: Path) -> int:
     with workdirs.lock(workdir, console.print):
         standing = workdirs.newest_step(workdir)
         workdirs.check(workdir, plan, standing)
-        if standing >= plan.total_steps and (workdir / "checkpoints" / "anchor" / str(plan.total_steps)).is_dir():
+        if standing >= plan.total_steps and finished(plan, workdir):
             launch_text(console, plan, workdir)
             workdirs.claim(workdir, plan, standing)
             console.print(f"done: all {plan.total_steps} steps are trained; nothing left to do but the report")
@@ -97,7 +98,7 @@ def launch_text(console: Console, plan: RunPlan, workdir: Path, devices: str = "
         console.print(plan.spec.notice, style="yellow", highlight=False)
     console.print()
     console.print(plan_table(plan))
-    for line in [cost_line(plan), *replay_lines(plan)]:
+    for line in [cost_line(plan), *replay_lines(plan), *branch_lines(plan)]:
         console.print(line, highlight=False)
     console.print()
 

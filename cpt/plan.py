@@ -11,7 +11,7 @@ import bisect
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,31 +19,13 @@ from typing import Any
 import numpy as np
 
 from cpt import registry
+from cpt.columns import Column, columns_of
 from cpt.config import PhaseSpec, RunSpec, identity
 from cpt.errors import ConfigError, nearest
 from cpt.schedules.composer import Schedule
 from cpt.schedules.spec import Span, build
-from cpt.schedules.trunk import CONTINUE, Share, lay, total_steps
+from cpt.schedules.trunk import CONTINUE, Share, branched, lay, total_steps
 from cpt.sections import to_dict
-
-
-@dataclass(frozen=True)
-class Column:
-    """One origin of a phase's rows: a source, or the replay of an earlier phase.
-
-    Attributes:
-      name: what logs and ledger call it: the source's name, or `replay(<phase>)`.
-      role: "new" or "replay".
-      source: the source it reads on in; None where it re-reads the recorded stream of the phase `of`.
-      of: the phase that is replayed; None for new data.
-      part: this column's part of the phase's replay share (1 unless several phases or sources are replayed).
-    """
-
-    name: str
-    role: str
-    source: str | None
-    of: str | None = None
-    part: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -173,11 +155,12 @@ class RunPlan:
 
     def evaluates_at(self, step: int) -> bool:
         phase = self.phase_at(step)
-        return step - phase.first_step in set(phase.eval_steps)
+        # Where a branch leaves, trunk and child are compared.
+        return step - phase.first_step in set(phase.eval_steps) or step in (*self.branch_points, self.spec.branch.at)
 
     def checkpoints_at(self, step: int) -> tuple[str, ...]:
         """Kinds of checkpoint saved at `step`: an anchor at a phase's end, else grid and rolling by their intervals."""
-        if step in self._ends:
+        if step in self._ends or step in self.branch_points:
             return ("anchor",)
         phase = self.phase_at(step)
         inside = step - phase.first_step
@@ -186,6 +169,12 @@ class RunPlan:
             for kind, every in (("grid", phase.grid), ("rolling", phase.rolling))
             if every and inside and inside % every == 0
         )
+
+    @cached_property
+    def branch_points(self) -> tuple[int, ...]:
+        """The steps from which annealed branches are trained, in order."""
+        ends = self._ends if self.spec.anneal.phase_ends else ()
+        return tuple(sorted({*self.spec.anneal.at, *ends}))
 
     @cached_property
     def hash(self) -> str:
@@ -227,9 +216,16 @@ def resolve(spec: RunSpec) -> RunPlan:
     """
     _check_kinds(spec)
     phases: list[Phase] = []
-    for name, schedule in zip(spec.order, _schedules(spec), strict=True):
+    schedules = _schedules(spec)
+    if spec.branch.at is not None:
+        schedules = branched(schedules, spec.branch, spec.batch.sequences * spec.batch.length)
+    for name, schedule in zip(spec.order, schedules, strict=False):  # a branch ends before the phases after it
         phases.append(_resolve_phase(spec, name, phases, schedule))
-    return RunPlan(spec, tuple(phases))
+    plan = RunPlan(spec, tuple(phases))
+    for at in spec.anneal.at:
+        if not 0 < at <= plan.total_steps:
+            raise ConfigError(f"anneal.at: {at} is no step of this plan of {plan.total_steps} steps")
+    return plan
 
 
 def _check_kinds(spec: RunSpec) -> None:
@@ -278,7 +274,7 @@ def _share(phase: PhaseSpec, tokens_per_step: int, where: str) -> Share:
 def _resolve_phase(spec: RunSpec, name: str, before: list[Phase], schedule: Schedule) -> Phase:
     phase, where = spec.phases[name], f"phases.{name}"
     tokens_per_step = spec.batch.sequences * spec.batch.length
-    columns, steps = _columns(spec, name, before), schedule.steps
+    columns, steps = columns_of(spec, name, {p.name: p.spec for p in before}), schedule.steps
     span = Span(steps, tokens_per_step, phase.open_ended)
     grid, eval_every = spec.checkpoints.grid, span.duration(phase.evaluate.every, f"{where}.evaluate.every")
     resolved = Phase(
@@ -323,52 +319,6 @@ def _phase_steps(phase: PhaseSpec, tokens_per_step: int, where: str) -> int:
     if steps < 1:
         raise ConfigError(f"{where}: no tokens: the budget is smaller than one batch of {tokens_per_step:,} tokens")
     return steps
-
-
-def _columns(spec: RunSpec, name: str, before: list[Phase]) -> tuple[Column, ...]:
-    phase, where = spec.phases[name], f"phases.{name}"
-    if not phase.mix:
-        raise ConfigError(f"{where}.mix: empty; name at least one source  (sources: {', '.join(spec.sources)})")
-    for source in phase.mix:
-        if source not in spec.sources:
-            raise ConfigError(
-                f"{where}.mix.{source}: no such source{nearest(source, spec.sources)}  "
-                f"(sources: {', '.join(spec.sources)})"
-            )
-    new = tuple(Column(s, "new", s) for s in sorted(phase.mix))
-    replay = phase.replay
-    if not 0 <= replay.share < 1:
-        raise ConfigError(f"{where}.replay.share: {replay.share} is not in [0, 1)")
-    if replay.share > 0 and not replay.of:
-        raise ConfigError(f"{where}.replay.of: name the earlier phase to replay  (earlier: {[p.name for p in before]})")
-    if not replay.active:
-        return new
-    return (*new, *_replay_columns(phase, where, {p.name: p for p in before}))
-
-
-def _replay_columns(phase: PhaseSpec, where: str, earlier: Mapping[str, Phase]) -> Iterator[Column]:
-    replay = phase.replay
-    parts = {} if isinstance(replay.of, str) else dict(replay.of)
-    if parts and not (min(parts.values()) >= 0 and sum(parts.values()) > 0):
-        raise ConfigError(f"{where}.replay.of: parts must be at least 0 and not all 0, got {parts}")
-    for name, part in replay.parts.items():
-        if name not in earlier:
-            raise ConfigError(
-                f"{where}.replay.of: '{name}' is not an earlier phase{nearest(name, earlier)}"
-                f"  (earlier: {', '.join(earlier) or 'none'})"
-            )
-        label = f"replay({name})"
-        if replay.range != "unseen":
-            yield Column(label, "replay", None, name, part)
-            continue
-        old = {s: q for s, q in earlier[name].spec.mix.items() if q > 0}
-        if both := set(old) & set(phase.mix):
-            raise ConfigError(
-                f"{where}.replay.range: 'unseen' would read {sorted(both)} twice over; it is in `mix` already"
-            )
-        for source in sorted(old):
-            named = label if len(old) == 1 else f"{label}/{source}"
-            yield Column(named, "replay", source, name, part * old[source] / sum(old.values()))
 
 
 def _eval_steps(phase: PhaseSpec, steps: int, every: int) -> tuple[int, ...]:

@@ -180,7 +180,8 @@ def _stream_name(phase: Phase, column: Column) -> str:
     if column.source is not None:
         return column.source
     replay = phase.spec.replay
-    return f"replay({column.of}), {replay.range}, {replay.order}, {replay.reservoir}"
+    how = replay.reservoir if replay.range == "reservoir" else replay.order
+    return f"replay({column.of}), {replay.range}, {how}"
 
 
 def row_counts(phase: Phase) -> Allocation:

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from cpt.evaluators import formatting as fmt
 from cpt.evaluators.bootstrap import by_document, gap_intervals, resampled_losses
+from cpt.evaluators.branches import branch_rows
 from cpt.evaluators.forgetting import forgetting, forgetting_best, windowed_forgetting, windowed_plasticity, worst_case
 from cpt.evaluators.rows import Curve, RunFiles, plain, read_run, write_atomic
 from cpt.evaluators.stability_gap import stability_gap
@@ -33,11 +34,11 @@ def summarise(run_dir: Path) -> dict[str, Any]:
     """The content of `summary.json` (JSON-able; None where a number is undefined).
 
     Keys: `name`, `finished`, `steps`, `tokens`, `sets`, `matrix` {phases, sets, loss}, `bwt`, `fwt`, `worst_case_loss`,
-    `ledger` (totals, `exact`, and per phase the share of replay). A set has `learned_in`, `upstream`, `reference_step`,
-    `reference_tokens`, `initial`, `final`, `forgetting`, `forgetting_ci95`, `forgetting_best` (over the ends of
-    phases), `over_best` (over all evaluations), `perplexity_change`, `bits_per_byte` {initial, final} and `gap`: the
-    fields of `StabilityGap`, `depth_ci95`, `area_ci95`, `transient_ci95`, `windowed_forgetting`, `windowed_plasticity`
-    and `window`.
+    `ledger` (totals, `exact`, and per phase the share of replay) and `branches` (see `branch_rows`). A set has
+    `learned_in`, `upstream`, `reference_step`, `reference_tokens`, `initial`, `final`, `forgetting`, `forgetting_ci95`,
+    `forgetting_best` (over the ends of phases), `over_best` (over all evaluations), `perplexity_change`,
+    `bits_per_byte` {initial, final} and `gap`: the fields of `StabilityGap`, `depth_ci95`, `area_ci95`,
+    `transient_ci95`, `windowed_forgetting`, `windowed_plasticity` and `window`.
 
     Raises:
       RunError: `run_dir` is no run directory or a file of it is damaged.
@@ -72,6 +73,7 @@ def summary_of(run: RunFiles) -> dict[str, Any]:
             "fwt": fwt(matrix, learned_row),
             "worst_case_loss": _worst_case_loss(run, sets),
             "ledger": _ledger(run),
+            "branches": branch_rows(run),
         }
     )
 

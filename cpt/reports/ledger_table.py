@@ -32,7 +32,7 @@ def ledger_table(entries: list[Entry]) -> Html:
 
 
 def closing_lines(summary: dict[str, Any]) -> list[str]:
-    """What was replayed, phase by phase, and whether the ledger is exact; from the content of `summary.json`.
+    """What was replayed, whether the ledger is exact, and what branches came to; from the content of `summary.json`.
 
     `replay: 30,720 of 614,400 tokens (5.00 %), 30,720 unique, 0 repeats · compute-equivalent · ledger exact`
     """
@@ -45,7 +45,12 @@ def closing_lines(summary: dict[str, Any]) -> list[str]:
     for p in with_replay:
         head = f"replay in {p['phase']}" if len(with_replay) > 1 else "replay"
         lines.append(f"{head}: {replay_text(p)} · {ACCOUNTING.get(p['accounting'], p['accounting'])} · {exact}")
-    return lines or [f"no replay · {exact}"]
+    lines = lines or [f"no replay · {exact}"]
+    for step in dict.fromkeys(b["step"] for b in summary.get("branches") or []):
+        of_step = [b for b in summary["branches"] if b["step"] == step]
+        sets = ", ".join(f"{b['set']} {fmt.nats(b['trunk'])} to {fmt.nats(b['annealed'])}" for b in of_step)
+        lines.append(f"annealed branch at step {step:,}: {sets}")
+    return lines
 
 
 def replay_text(phase: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from cpt.registry import available, find
 from cpt.reports.section import Figure, Html, Section
 
 ROOM = "cpt.reports.sections"
-FIRST = ("answer", "losses", "gap", "matrix", "mix", "sources", "throughput", "plan")
+FIRST = ("answer", "losses", "branches", "gap", "matrix", "mix", "sources", "throughput", "plan")
 LAST = ("records",)
 ASSETS = Path(__file__).parent / "assets"
 

@@ -67,6 +67,17 @@ def replay_lines(plan: RunPlan) -> list[str]:
     return lines
 
 
+def branch_lines(plan: RunPlan) -> list[str]:
+    """`annealed branches at steps 60, 100: 1-sqrt over 20, 20 steps`, where the plan has any."""
+    spec, points = plan.spec.anneal, plan.branch_points
+    if not points:
+        return []
+    tokens_per_step = plan.phases[0].tokens_per_step
+    lengths = [spec.decay.resolve(at, tokens_per_step, "anneal.decay") for at in points]
+    at, over = (", ".join(f"{n:,}" for n in numbers) for numbers in (points, lengths))
+    return [f"annealed branches at steps {at}: {spec.shape} over {over} steps"]
+
+
 def mix_text(phase: Phase) -> str:
     """`slimpajama 95 %, replay(pile) 5 %`; a changing mix shows its first and last shares."""
     first, last = phase.shares(0), phase.shares(phase.steps - 1)
@@ -100,7 +111,7 @@ def steps_text(steps: int) -> str:
 
 
 def _checkpoint_steps(plan: RunPlan) -> list[int]:
-    steps: set[int] = set()
+    steps: set[int] = set(plan.branch_points)
     for phase in plan.phases:
         steps.add(phase.end)
         for every in (phase.grid, phase.rolling):

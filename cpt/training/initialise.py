@@ -36,7 +36,7 @@ def initial_state(
     checkpoints: Checkpoints,
     say: Callable[[str], None],
 ) -> tuple[State, int, dict[str, Any] | None]:
-    """State, step and (of an own checkpoint) meta to start from.
+    """State, step and (of an own checkpoint, or a parent's) meta to start from.
 
     Args:
       tokenizer: of this run; None where nobody knows it.
@@ -57,13 +57,14 @@ def initial_state(
         saved = _checkpoint_of(init)
         _check_same_model(Path(init.from_run), saved, spec, tokenizer.hash if tokenizer is not None else None)
         try:
-            params, opt_state = restore(saved, abstract, params_only=not init.brings_optimizer)[0]
+            (params, opt_state), meta = restore(saved, abstract, params_only=not init.brings_optimizer)
         except DamagedCheckpoint as e:
             raise RunError(f"init.from_run: {saved.path}: {e}; choose another init.step") from e
         if opt_state is None:
             opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
         say(f"initialised {init.what} from {init.from_run}, checkpoint {saved}")
-        return State(params, opt_state), 0, None
+        at, meta = (saved.step, meta) if init.what == "all" else (0, None)
+        return State(params, opt_state), at, meta
     params = jax.jit(model.init, out_shardings=shardings.params)(jax.random.key(spec.seed))
     say("initialised from scratch")
     return State(params, jax.jit(tx.init, out_shardings=shardings.opt_state)(params)), 0, None

@@ -34,7 +34,7 @@ from cpt.training.sharding import BATCH, make_mesh, optimizer_shardings, paramet
 from cpt.training.signals import StopRequest
 from cpt.training.state import State
 from cpt.training.step import make_train_step
-from cpt.training.workdir import claim
+from cpt.training.workdir import claim, inherit
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
     ledger = Ledger(mix, flops_per_token(spec.model, spec.batch.length), start)
     progress = TrainingProgress(plan, console)
     with stopping_says_what_is_safe(checkpoints, workdir):
+        if spec.init.what == "all" and spec.init.from_run:
+            inherit(Path(spec.init.from_run), workdir, plan, start)
         claim(workdir, plan, start)
         recorder = Recorder(workdir, plan, ledger, losses, start, progress, (meta or {}).get("skipped_in_a_row", 0))
     batches = start_at(host_batches(plan, data, mix), start)

@@ -6,6 +6,7 @@ import json
 import platform
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,24 +17,33 @@ from cpt.data.preparing import open_sources
 from cpt.errors import RunError
 from cpt.evaluators.rows import write_atomic
 from cpt.plan import RunPlan
+from cpt.training.branches import branch_plans, finished
 from cpt.training.feed import Data
 from cpt.training.loop import Outcome, train
 from cpt.training.selfcheck import selfcheck
+from cpt.training.workdir import prepare_workdir
 
 PACKAGES = ("cpt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
 
 
 def run_training(plan: RunPlan, workdir: Path, console: Console) -> Outcome:
-    """Train `plan` in `workdir`; see `cpt.training.loop.train` for what it raises."""
+    """Train `plan` in `workdir`, then its annealed branches; see `cpt.training.loop.train` for what it raises."""
     started = time.time()
     say = lambda line: console.print(line, highlight=False)  # noqa: E731
     if jax.process_count() > 1:
         raise RunError(f"{jax.process_count()} processes: training over several processes is not there yet; start one")
     selfcheck()
     sources, tokenizer = open_sources(plan.spec.sources, plan.spec.tokenizer, Path(plan.spec.stores), say)
+    data = Data(sources, tokenizer)
     write_environment(workdir, started, 0.0, 0)
-    outcome = train(plan, Data(sources, tokenizer), workdir, console)
+    outcome = train(plan, data, workdir, console)
     write_environment(workdir, started, time.time() - started, outcome.step, outcome.busy_s)
+    for folder, child in branch_plans(plan, workdir).items():
+        if outcome.stopped_by is None and not finished(child, folder):
+            say(f"branch at step {child.spec.branch.at}: {child.phases[-1].schedule.describe()}")
+            prepare_workdir(folder)
+            stopped_by = train(child, data, folder, console).stopped_by
+            outcome = replace(outcome, stopped_by=stopped_by)
     return outcome
 
 

@@ -25,7 +25,7 @@ from cpt.plan import Phase, RunPlan, resolve
 from cpt.sections import parse, to_dict
 
 # Changing these does not touch what was learned so far.
-FUTURE_FIELDS = ("order", "phases", "sources", "evaluation", "checkpoints", "guard", "name")
+FUTURE_FIELDS = ("order", "phases", "sources", "evaluation", "checkpoints", "guard", "branch", "anneal", "name")
 
 
 def default_workdir(plan: RunPlan) -> Path:
@@ -129,6 +129,23 @@ def claim(workdir: Path, plan: RunPlan, step: int) -> None:
     write_atomic(workdir / "config.json", json.dumps(to_dict(plan.spec), indent=1))
 
 
+def inherit(parent: Path, workdir: Path, plan: RunPlan, step: int) -> None:
+    """Make `workdir` a child of the run in `parent`: its rows up to `step` are the child's past as well.
+
+    Raises:
+      RunError: `parent` holds no run.
+      ConfigError: the plan's past is another than that of `parent`.
+    """
+    if (stored := stored_plan(parent)) is None:
+        raise RunError(f"init.from_run: {parent} holds no plan.json; give the directory of a run")
+    if difference := changed_past(stored[0], plan, step, child=True):
+        raise ConfigError(f"init.what=all: {parent} has another past: {difference}; a child shares it up to its branch")
+    for name in ("metrics.jsonl", "eval.jsonl", "eval_sequences.jsonl"):
+        if (parent / name).exists() and not (workdir / name).exists():
+            rows = [line for line in (parent / name).read_text().splitlines() if json.loads(line)["step"] <= step]
+            write_atomic(workdir / name, "".join(line + "\n" for line in rows))
+
+
 def _recorded(workdir: Path) -> bool:
     """Whether the run wrote a result; its files are made, empty, when it starts."""
     files = [workdir / name for name in ("metrics.jsonl", "eval.jsonl")]
@@ -145,11 +162,15 @@ def _set_aside(workdir: Path, step: int, plan_hash: str) -> None:
             path.rename(aside)
 
 
-def changed_past(old: RunPlan, new: RunPlan, step: int) -> str | None:
-    """The first field in which two plans differ before `step`, as `phases.pile.lr: ...`; None if only later ones do."""
+def changed_past(old: RunPlan, new: RunPlan, step: int, child: bool = False) -> str | None:
+    """The first field in which two plans differ before `step`, as `phases.pile.lr: ...`; None if only later ones do.
+
+    Args:
+      child: `new` branches off `old`, so where they were initialised from may differ.
+    """
     a, b = identity(old.spec), identity(new.spec)
     for field in a:
-        if field not in FUTURE_FIELDS and a[field] != b[field]:
+        if field not in (*FUTURE_FIELDS, *(("init",) if child else ())) and a[field] != b[field]:
             return _difference(field, a[field], b[field])
     for name, was in a["evaluation"]["sets"].items():
         now = b["evaluation"]["sets"].get(name, was)

@@ -271,15 +271,16 @@ def test_a_question_in_the_middle_of_another_does_not_disturb_it():
 @given(plans())
 def test_replay_in_the_original_order_is_the_old_stream_again(plan):
     batches = read(MixPlan(plan, plenty(plan)))
+    places = Counter()  # how far each phase was replayed; a later phase goes on from there
     for p in plan.phases:
         replay = p.spec.replay
         if not replay.active or (replay.range, replay.order) != ("seen", "original"):
             continue
         old = flat(column(plan, batches, int(replay.of[1:]), "new"))
-        place = 0
         for batch in column(plan, batches, p.index, "replay"):
+            place = places[replay.of]
             assert Counter(batch) == Counter(old[n % len(old)] for n in range(place, place + len(batch)))
-            place += len(batch)
+            places[replay.of] += len(batch)
 
 
 def test_replay_of_a_phase_that_replays_reads_its_new_data():
@@ -297,12 +298,13 @@ def test_replay_of_a_phase_that_replays_reads_its_new_data():
 @few
 @given(plans())
 def test_shuffled_replay_reads_every_seen_row_once_per_pass(plan):
-    batches = read(MixPlan(plan, plenty(plan)))
+    batches, by_phase = read(MixPlan(plan, plenty(plan))), {}
     for p in plan.phases:
         replay = p.spec.replay
         if not replay.active or (replay.range, replay.order) != ("seen", "shuffled"):
             continue
-        counts = dict.fromkeys(flat(column(plan, batches, int(replay.of[1:]), "new")), 0)
+        fresh = dict.fromkeys(flat(column(plan, batches, int(replay.of[1:]), "new")), 0)
+        counts = by_phase.setdefault(replay.of, fresh)  # phases that replay the same one share its passes
         for batch in column(plan, batches, p.index, "replay"):
             for x in batch:
                 counts[x] += 1  # a KeyError would be a row that was never seen
@@ -325,14 +327,14 @@ def test_shuffled_is_not_original_and_each_pass_has_its_own_order():
 @few
 @given(plans())
 def test_reservoir_reads_a_fixed_sample_of_what_was_seen(plan):
-    batches = read(MixPlan(plan, plenty(plan)))
+    batches, by_stream = read(MixPlan(plan, plenty(plan))), {}
     for p in plan.phases:
         replay = p.spec.replay
         if not replay.active or replay.range != "reservoir":
             continue
         seen = set(flat(column(plan, batches, int(replay.of[1:]), "new")))
         size = min(len(seen), replay.reservoir // LENGTH)
-        counts: Counter = Counter()
+        counts = by_stream.setdefault((replay.of, replay.reservoir), Counter())
         for batch in column(plan, batches, p.index, "replay"):
             counts.update(batch)
             assert set(counts) <= seen and len(counts) == min(size, counts.total())
@@ -453,7 +455,7 @@ def test_what_is_read_for_the_first_time_by_counting(plan):
             mine = [(name, row) for b in batches[p.first_step : p.end] for col, name, row in b if col == k]
             replay = p.spec.replay
             # The same range in another order, or another range, is another stream.
-            key = c.source or (c.of, replay.range, replay.order, replay.reservoir)
+            key = c.source or (c.of, replay.range, replay.reservoir if replay.range == "reservoir" else replay.order)
             before = seen.setdefault(key, set())
             assert mix.first_reads(p, c, len(mine)) == len(set(mine) - before)
             before |= set(mine)

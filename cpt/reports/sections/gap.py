@@ -41,7 +41,9 @@ def gap(run: RunFiles) -> Section | None:
 def _excursions(run: RunFiles, name: str, curve: Curve) -> list[_Excursion]:
     learned = run.learned_in(name)
     out = []
-    for p in run.phases[learned + 1 :] if learned is not None else []:
+    if learned is None and not run.is_upstream(name):
+        return out
+    for p in run.phases[0 if learned is None else learned + 1 :]:
         part = curve.since(p["first_step"]).until(p["first_step"] + p["steps"])
         if len(part.steps) > 1:
             measured = stability_gap(part.steps, part.tokens, part.loss)

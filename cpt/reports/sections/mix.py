@@ -23,7 +23,9 @@ def mix(run: RunFiles) -> Section | None:
         "Share of each source in a phase's tokens. A pattern marks replay.",
         "Token shares. " + "; ".join(f"{p}: {_spoken(entries, p)}" for p in phases),
     )
-    replay = " ".join(f"{line[0].upper()}{line[1:].rsplit(' · ', 1)[0]}." for line in closing_lines(run.summary))
+    replay = " ".join(
+        f"{line[0].upper()}{line[1:].rsplit(' · ', 1)[0]}." for line in closing_lines({**run.summary, "branches": []})
+    )
     return Section("Mix and replay", f"{state} {replay}".strip(), (plot, ledger_table(entries)))
 
 

@@ -56,6 +56,31 @@ def planned(toy_root):
     return change
 
 
+@pytest.mark.parametrize(
+    ("file", "argument"),
+    [
+        ("pile_to_slimpajama.py", "tiny"),
+        ("pile_to_slimpajama.py", "410m"),
+        ("rewarm_same_data.py", None),
+        ("infinite_schedule.py", "infinite"),
+        ("infinite_schedule.py", "cosine"),
+    ],
+)
+def test_every_recipe_is_a_plan_and_says_what_to_expect(file, argument):
+    plan = resolve(load(recipe(file, *([argument] if argument else []))))
+    assert plan.total_steps > 0
+    text = (ROOT / "configs" / file).read_text()
+    assert f"python -m cpt.main --config=configs/{file}" in text and "To expect" in text
+
+
+def test_no_recipe_is_forgotten():
+    assert {p.name for p in (ROOT / "configs").glob("*.py")} == {
+        "pile_to_slimpajama.py",
+        "rewarm_same_data.py",
+        "infinite_schedule.py",
+    }
+
+
 # ---- the papers' recipe (2308.04014, 2403.08763): 300B tokens of each, 1104 x 2048 per step, 5 % replay ----
 def test_steps_and_tokens_of_the_papers(papers):
     pile, slimpajama = papers.phases

@@ -27,7 +27,9 @@ def branches(run: RunFiles) -> Section | None:
                 figure.add_trace(trace.update(showlegend=False, marker={"size": 4}, legendgroup=name))
     phase_bands(layout(figure, 460), run)
     figure.update_yaxes(title_text="nats per token")
-    figure.update_xaxes(title_text="tokens")
+    # The last cooldown reaches beyond the trunk.
+    end = max(curve.tokens[-1] for b in found for curve in (*b.curves().values(), *run.curves.values()))
+    figure.update_xaxes(title_text="tokens", range=[-0.01 * end, 1.01 * end])
     cells = []
     for r in rows:
         change = None if r["trunk"] is None else r["annealed"] - r["trunk"]

@@ -15,6 +15,7 @@ from cpt.data.preparing import SourceSpec
 from cpt.data.tokenizers._base import TokenizerSpec
 from cpt.errors import ConfigError, nearest
 from cpt.models.spec import ModelSpec
+from cpt.schedules.hyper import FollowSpec
 from cpt.schedules.spec import LRSpec
 from cpt.schedules.trunk import AnnealSpec, BranchSpec
 from cpt.sections import parse, section, to_dict
@@ -136,6 +137,7 @@ class PhaseSpec:
         The multiplier of a token is weight/share, divided by the sum of the weights of what is read.
       lr: learning-rate schedule of the phase.
       optimizer: what happens to the optimizer state when the phase begins.
+      b2, weight_decay: what becomes of them in the phase; nothing unless given.
       evaluate: when to evaluate.
     """
 
@@ -149,6 +151,8 @@ class PhaseSpec:
     weights: Mapping[str, float] = field(default_factory=dict)
     lr: LRSpec = LRSpec()
     optimizer: PolicySpec = PolicySpec()
+    b2: FollowSpec = FollowSpec()
+    weight_decay: FollowSpec = FollowSpec()
     evaluate: GridSpec = GridSpec()
 
 
@@ -360,6 +364,7 @@ mixer = partial(section, MixerSpec)
 replay = partial(section, ReplaySpec)
 lr = partial(section, LRSpec)
 policy = partial(section, PolicySpec)
+follow = partial(section, FollowSpec)
 grid = partial(section, GridSpec)
 optimizer = partial(section, OptimizerSpec)
 evaluation_set = partial(section, SetSpec)

@@ -153,6 +153,20 @@ class RunPlan:
             return 0.0
         return float(phase.schedule(inside))
 
+    @cached_property
+    def varies(self) -> bool:
+        """Whether a phase changes the optimizer's beta2 or weight decay."""
+        return any(p.spec.b2.given or p.spec.weight_decay.given for p in self.phases)
+
+    def hyper(self, step: int) -> dict[str, float]:
+        """`b2` and `weight_decay` of update `step`."""
+        phase, own = self.phase_at(step), self.spec.optimizer
+        inside = step - phase.first_step
+        return {
+            "b2": phase.spec.b2.at(inside, phase.schedule, own.b2),
+            "weight_decay": phase.spec.weight_decay.at(inside, phase.schedule, own.weight_decay),
+        }
+
     def evaluates_at(self, step: int) -> bool:
         phase = self.phase_at(step)
         # Where a branch leaves, trunk and child are compared.
@@ -294,7 +308,10 @@ def _resolve_phase(spec: RunSpec, name: str, before: list[Phase], schedule: Sche
         grid=span.duration(grid, "checkpoints.grid") if grid else 0,
         sources=spec.sources,
     )
+    _check_read_once(columns, where)
     resolved.shares(0)
+    phase.b2.check(0.0, 1.0, f"{where}.b2")
+    phase.weight_decay.check(0.0, math.inf, f"{where}.weight_decay")
     for key, weight in phase.weights.items():
         if key not in [c.name for c in columns]:
             raise ConfigError(
@@ -304,6 +321,17 @@ def _resolve_phase(spec: RunSpec, name: str, before: list[Phase], schedule: Sche
         if weight < 0:
             raise ConfigError(f"{where}.weights.{key}: {weight} is negative")
     return resolved
+
+
+def _check_read_once(columns: tuple[Column, ...], where: str) -> None:
+    """Columns that go on in one source at the same place would read each of its rows twice, and count both as new."""
+    for source in dict.fromkeys(c.source for c in columns if c.source is not None):
+        of = [c.of for c in columns if c.source == source]
+        if len(of) > 1:
+            raise ConfigError(
+                f"{where}.replay.of: what is unseen of ['{source}'] is the same for {', '.join(map(repr, of))}; "
+                "name one of them"
+            )
 
 
 def _phase_steps(phase: PhaseSpec, tokens_per_step: int, where: str) -> int:

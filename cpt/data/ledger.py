@@ -48,8 +48,8 @@ class Ledger:
     def to_json(self) -> dict[str, Any]:
         """What `ledger.json` holds; `tokens_planned` is for the whole phase, the other counts up to `step`.
 
-        `unique_tokens` are those that the run read for the first time there (as new data, or as replay); `epochs` are
-        passes over the range in this phase.
+        `unique_tokens` are those that the run read for the first time there: as new data, or as replay of a range in
+        one order (in another order it is counted anew); `epochs` are passes over the range in this phase.
         """
         length, rows, exact = self.mix.plan.spec.batch.length, [], True
         for phase in self.mix.plan.phases:

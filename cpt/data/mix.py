@@ -42,14 +42,17 @@ class MixPlan:
         self._last: tuple[int, tuple[np.ndarray, list[str], np.ndarray]] | None = None
         self._cursor_at_phase: list[dict[str, int]] = []
         cursor: dict[str, int] = dict.fromkeys(self.rows, 0)
-        replayed = []
+        replayed, passed = [], {}
         for phase, allocation in zip(plan.phases, self.allocations, strict=True):
             self._cursor_at_phase.append(dict(cursor))
             for column, count in zip(phase.columns, allocation.counts_before(phase.steps), strict=True):
                 stream = _stream_name(phase, column)
                 cursor[stream] = cursor.get(stream, 0) + int(count)
                 if column.source is None:
-                    replayed.append((phase, column, cursor[stream], int(count)))
+                    # Whichever way it is read, what is read again counts against the cap.
+                    span = (column.of, phase.spec.replay.range, self.range_size(phase, column))
+                    passed[span] = passed.get(span, 0) + int(count)
+                    replayed.append((phase, column, passed[span], int(count)))
         self.consumed = {name: cursor[name] for name in self.rows}
         self._check_sources(epochs or {})
         for use in replayed:
@@ -84,7 +87,8 @@ class MixPlan:
     def first_reads(self, phase: Phase, column: Column, rows: int) -> int:
         """How many of the first `rows` rows that `phase` takes from a column had not been read from it before.
 
-        Every epoch reads each row of the range once, so what lies beyond the first epoch is a repeat.
+        Every epoch reads each row of the range once, so what lies beyond the first epoch is a repeat. The rows of a
+        replayed range are the places of the old stream: had the old phase itself read a row twice, it has two places.
         """
         begin = self._cursor_at_phase[phase.index].get(_stream_name(phase, column), 0)
         return min(rows, max(0, self.range_size(phase, column) - begin))

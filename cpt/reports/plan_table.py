@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from cpt.models.spec import flops_per_token, parameter_count
 from cpt.plan import Phase, RunPlan
@@ -19,13 +22,42 @@ def plan_table(plan: RunPlan) -> Table:
             phase.name,
             human(phase.tokens),
             steps_text(phase.steps),
-            mix_text(phase),
+            Listing(mix_text(phase)),
             phase.schedule.describe(),
             _policy_text(plan, phase),
-            evaluations_text(phase),
+            Listing(evaluations_text(phase)),
         )
     table.add_row("total", human(plan.total_tokens), steps_text(plan.total_steps))
     return table
+
+
+class Listing:
+    """A cell that breaks after commas, or else between a name and its number; `5 %` is never torn apart."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(max(map(len, self._parts(0))), len(self.text))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = [""]
+        for part in self._parts(options.max_width):
+            together = f"{lines[-1]} {part}".lstrip()
+            if lines[-1] and len(together) > options.max_width:
+                lines.append(part)
+            else:
+                lines[-1] = together
+        yield Text("\n".join(lines), overflow="fold")
+
+    def _parts(self, width: int) -> list[str]:
+        """What stays on one line where lines are `width` long."""
+        parts = self.text.split(", ")
+        with_commas = [*(f"{part}," for part in parts[:-1]), parts[-1]]
+        return [piece for part in with_commas for piece in ([part] if len(part) <= width else part.split(" ", 1))]
 
 
 def _policy_text(plan: RunPlan, phase: Phase) -> str:

@@ -23,8 +23,11 @@ class Data:
 
 
 def check_data(plan: RunPlan, data: Data) -> MixPlan:
-    """The data plan; raises DataError for a source that runs out or ids that exceed the model's vocabulary."""
+    """The data plan; raises DataError for a source that runs out, ids that exceed the model's vocabulary, documents
+    that are to be masked but whose ends nobody knows.
+    """
     spec = plan.spec
+    end_of_document(plan, data)
     if data.tokenizer is not None and data.tokenizer.vocab_size > spec.model.vocab_size:
         raise DataError(
             f"tokenizer: its {data.tokenizer.vocab_size} ids exceed model.vocab_size={spec.model.vocab_size}; "

@@ -14,7 +14,6 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
-from cpt import registry
 from cpt.config import RunSpec
 from cpt.data.ledger import Ledger
 from cpt.data.loader import start_at
@@ -22,6 +21,7 @@ from cpt.errors import RunError
 from cpt.evaluators.losses import SetLosses, take_set
 from cpt.models import base
 from cpt.models.spec import flops_per_token
+from cpt.optimizers import building as optimizers
 from cpt.optimizers.policy import apply_policy
 from cpt.plan import RunPlan
 from cpt.training.checkpoint import Checkpoints, DamagedCheckpoint, read_meta
@@ -59,7 +59,7 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
     # ---- the devices: model, optimizer, shardings -------------------------------------------------------------------
     mesh = make_mesh(spec.mesh, spec.batch.sequences // spec.batch.accumulate)
     model = base.build(spec.model)
-    tx = registry.find("cpt.optimizers", spec.optimizer.kind, "optimizer.kind")(spec.optimizer)
+    tx = optimizers.build(plan)
     abstract = abstract_state(model, tx, mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -128,8 +128,8 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
                 batch = put_batch(mesh, next(batches))
                 data_wait_s = time.monotonic() - waited
                 lr, multipliers_K = plan.lr(step), multipliers(plan, step, columns)
-                lr_and_weights = jax.device_put((np.float32(lr), multipliers_K), replicated)
-                state, sums = update(state, batch, *lr_and_weights)
+                given = np.float32(lr), multipliers_K, *hyper_of(plan, step)
+                state, sums = update(state, batch, *jax.device_put(given, replicated))
                 recorder.trained(step, sums, lr, data_wait_s)
             recorder.drain()
         recorder.write_ledger()
@@ -192,6 +192,11 @@ def evaluation(plan: RunPlan, data: Data, model: base.Model, batch: NamedShardin
         for name, s in spec.evaluation.sets.items()
     ]
     return SetLosses(model, sets, spec.evaluation.rows_per_pass, batch, end_of_document(plan, data))
+
+
+def hyper_of(plan: RunPlan, step: int) -> tuple[dict[str, np.float32], ...]:
+    """`({"b2": ..., "weight_decay": ...},)` of update `step`; nothing where no phase changes them."""
+    return ({k: np.float32(v) for k, v in plan.hyper(step).items()},) if plan.varies else ()
 
 
 def multipliers(plan: RunPlan, step: int, columns: int) -> np.ndarray:

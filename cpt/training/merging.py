@@ -11,11 +11,11 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from cpt import registry
 from cpt.data.preparing import open_sources
 from cpt.errors import RunError
 from cpt.evaluators.rows import write_atomic
 from cpt.models import base
+from cpt.optimizers import building as optimizers
 from cpt.plan import RunPlan
 from cpt.training.checkpoint import Checkpoints, DamagedCheckpoint, Saved, restore
 from cpt.training.feed import Data
@@ -46,8 +46,7 @@ def merge(workdir: Path, steps: Sequence[int], weights: np.ndarray, out: Path, e
     found = find_checkpoints(workdir, steps)
     mesh = make_mesh(plan.spec.mesh, plan.spec.batch.sequences // plan.spec.batch.accumulate)
     model = base.build(plan.spec.model)
-    tx = registry.find("cpt.optimizers", plan.spec.optimizer.kind, "optimizer.kind")(plan.spec.optimizer)
-    abstract = abstract_state(model, tx, mesh)
+    abstract = abstract_state(model, optimizers.build(plan), mesh)
     merged, last, meta = average(found, weights, abstract, say)
     prepare_workdir(out)
     claim(out, plan, 0)

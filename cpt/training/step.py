@@ -19,8 +19,9 @@ def make_train_step(
 ) -> Callable[[State, dict[str, jax.Array], jax.Array, jax.Array], tuple[State, Sums]]:
     """The update, to be jitted with the state donated.
 
-    The learning rate and the loss multiplier of each column are arguments: schedules and weights are the plan's
-    business. The objective is `sum(multiplier * nll) / tokens`, with multipliers of 1 plain cross-entropy, bit for bit.
+    The learning rate, the loss multiplier of each column and, where they vary, beta2 and weight decay are arguments:
+    schedules and weights are the plan's business. The objective is `sum(multiplier * nll) / tokens`; with multipliers
+    of 1 it is plain cross-entropy, bit for bit.
 
     Args:
       model: gives hidden states and the output matrix.
@@ -57,10 +58,12 @@ def make_train_step(
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(add, zeros, micro_AxB)[0]
 
-    def train_step(state: State, batch: dict[str, jax.Array], lr: jax.Array, multipliers_K: jax.Array):
+    def train_step(
+        state: State, batch: dict[str, jax.Array], lr: jax.Array, multipliers_K: jax.Array, hyper: dict | None = None
+    ):
         (objective, (nats_K, tokens_K)), grads = gradients(state.params, batch, multipliers_K)
         grad_norm = optax.tree.norm(grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, **(hyper or {}))
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
         finite = jnp.isfinite(objective) & jnp.isfinite(grad_norm)
         # A step that is not finite leaves no trace: neither in the parameters nor in the moments.

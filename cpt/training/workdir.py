@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -181,17 +181,20 @@ def changed_past(old: RunPlan, new: RunPlan, step: int, child: bool = False) -> 
         was_source, now_source = ({**c["sources"].get(name, {}), "epochs": None} for c in (a, b))
         if was_source != now_source:
             return _difference(f"sources.{name}", was_source, now_source)
+    if step and old.varies != new.varies:
+        return "phases.*.b2 and weight_decay: the optimizer's state was made for values that do or do not change"
     for was in old.phases:
         if was.first_step >= step:
             return None
         if was.index >= len(new.phases) or new.phases[was.index].name != was.name:
             return f"phases.{was.name}: the run trained it already, the new plan does not have it there"
-        if found := _changed_phase(was, new.phases[was.index], step):
+        if found := _changed_phase(was, new.phases[was.index], step, a["optimizer"]):
             return found
     return None
 
 
-def _changed_phase(was: Phase, now: Phase, step: int) -> str | None:
+def _changed_phase(was: Phase, now: Phase, step: int, own: Mapping[str, float]) -> str | None:
+    """As `changed_past`, for a phase; `own` are the optimizer's beta2 and weight decay."""
     where = f"phases.{was.name}"
     # At its very end a phase can still grow; one step into the next, its length is history.
     if was.end < step and now.steps != was.steps:
@@ -210,6 +213,10 @@ def _changed_phase(was: Phase, now: Phase, step: int) -> str | None:
         if was.schedule(s) != now.schedule(s):
             at = was.first_step + s
             return f"{where}.lr: at step {at} it was {was.schedule(s):g}, the new plan says {now.schedule(s):g}"
+        for field in ("b2", "weight_decay"):
+            x, y = (getattr(p.spec, field).at(s, p.schedule, own[field]) for p in (was, now))
+            if x != y:
+                return f"{where}.{field}: at step {was.first_step + s} it was {x:g}, the new plan says {y:g}"
         if was.shares(s) != now.shares(s):
             return (
                 f"{where}.mix: at step {was.first_step + s} it was {was.shares(s)}, the new plan says {now.shares(s)}"

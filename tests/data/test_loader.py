@@ -1,6 +1,7 @@
 """The loader: rows of hosts add up to the batch, a start anywhere gives the rest of the same stream, targets follow."""
 
 import itertools
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +12,11 @@ from hypothesis import strategies as st
 from cpt.config import load
 from cpt.data.loader import Batches, start_at
 from cpt.data.mix import MixPlan
-from cpt.data.preparing import open_sources
+from cpt.data.preparing import SourceSpec, open_sources
+from cpt.data.tokenizers._base import TokenizerSpec
+from cpt.errors import DataError
 from cpt.plan import resolve
+from cpt.training.feed import Data, check_data, host_batches
 
 END = 256
 
@@ -121,3 +125,24 @@ def test_cut_anywhere_and_resumed_the_stream_is_whole(recipe, cuts, hosts):
     assert len(parts) == 12
     for step, (host, batch) in enumerate(parts):
         assert_same(batch, batches(recipe, host, hosts)[step])
+
+
+def test_documents_cannot_be_masked_if_nobody_knows_where_they_end(recipe, tmp_path):
+    """Bare Megatron pairs bring no tokenizer: an error before anything runs, never attention that is not masked."""
+    import toy
+
+    for name, store in recipe.stores.items():
+        for suffix in (".bin", ".idx"):
+            shutil.copy(store.prefix.with_suffix(suffix), tmp_path / f"{name}{suffix}")
+    bare = {name: SourceSpec(store=str(tmp_path / name), epochs=9.0) for name in recipe.stores}
+    config = toy.get_config(str(tmp_path))
+    config.batch.mask_documents = True
+    plan = resolve(load(config))
+    sources, nobody = open_sources(bare, TokenizerSpec(), tmp_path, print)
+    with pytest.raises(DataError, match=r"batch\.mask_documents: no tokenizer says .*tokenizer\.path"):
+        check_data(plan, Data(sources, nobody))
+    sources, somebody = open_sources(bare, TokenizerSpec(kind="byte"), tmp_path, print)
+    data = Data(sources, somebody)
+    batch = host_batches(plan, data, check_data(plan, data))[0]
+    ends_BxL = batch["tokens_BxL"] == END
+    assert (batch["segments_BxL"][:, -1] == ends_BxL[:, :-1].sum(1)).all() and ends_BxL.any()

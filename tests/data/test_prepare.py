@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -318,6 +319,27 @@ def workplace(tmp_path, monkeypatch):
     for i in range(4):
         (tmp_path / f"in/{i}.jsonl").write_text("".join(json.dumps({"text": d * (i + 1)}) + "\n" for d in DOCUMENTS))
     return tmp_path
+
+
+@pytest.mark.parametrize("tokenizer", [TokenizerSpec(vocab_size=300), TokenizerSpec(kind="file")], ids=["bpe", "file"])
+def test_the_commands_that_are_offered_for_missing_stores_make_them(workplace, monkeypatch, tokenizer):
+    """One after the other, as a user would; none may need a store that is not there yet."""
+    monkeypatch.chdir(workplace)
+    if tokenizer.kind == "file":
+        byte().save(Path("tokenizer.json"))  # the file that is named lies outside of the stores
+    specs = {n: SourceSpec(store=f"stores/{n}", path="in/*.jsonl", validation=0.1) for n in ("pile", "slimpajama")}
+    said = []
+    for name in specs:
+        with pytest.raises(DataError, match=rf"sources\.{name}\.store: .* does not exist; make it with") as e:
+            open_sources(specs, tokenizer, workplace, print)
+        said.append(str(e.value).split("`")[1])
+        python, *words = shlex.split(said[-1])
+        assert python == "python" and words[:2] == ["-m", "cpt.prepare"]
+        run = command(*words[2:], cwd=workplace)
+        assert run.returncode == 0, run.stderr
+    assert "--tokenizer=stores/" not in said[0] and "--tokenizer=stores/pile " in said[1]
+    sources, shared = open_sources(specs, tokenizer, workplace, print)
+    assert set(sources) == set(specs) and shared.hash == sources["pile"].train.manifest["tokenizer"]["hash"]
 
 
 def test_the_command_makes_a_store_and_ends_with_a_table(workplace):

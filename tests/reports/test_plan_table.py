@@ -38,7 +38,7 @@ def planned(toy_root):
 
 def rows(plan) -> list[list[str]]:
     table = plan_table(plan)
-    return [list(cells) for cells in zip(*(list(column.cells) for column in table.columns), strict=False)]
+    return [list(map(str, cells)) for cells in zip(*(list(column.cells) for column in table.columns), strict=False)]
 
 
 def test_the_rows_of_the_toy_recipe(planned):
@@ -60,6 +60,19 @@ def test_it_fits_a_terminal_of_160_columns(planned):
     console.print(plan_table(planned()))
     lines = console.export_text().splitlines()
     assert len(lines) == 4 and "re-warm 2 > cosine 0.01..1e-3" in lines[2]
+
+
+def test_a_share_is_never_torn_apart(planned):
+    """In a terminal of any width lines end after a comma, or else between a name and its number."""
+    plan = planned(mix={"new": 0.6, "old": 0.4}, evaluate__dense=3, evaluate__every__steps=4)
+    for width in range(80, 161):
+        console = Console(width=width, record=True, file=io.StringIO())
+        console.print(plan_table(plan))
+        lines = console.export_text().splitlines()
+        assert max(map(len, lines)) <= width
+        for text in ("old 36 %", "replay(first)", "10 %", "1..3,", "every 4,"):
+            assert any(text in line for line in lines), (width, text, lines)
+    assert "new 54 %, old 36 %, replay(first) 10 %" in lines[2] and evaluations_text(plan.phases[1]) in lines[2]
 
 
 def test_the_papers_recipe_at_a_glance():

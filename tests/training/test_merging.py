@@ -42,7 +42,7 @@ def constant(tmp_path_factory):
     sources, tokenizer = open_sources(plan.spec.sources, plan.spec.tokenizer, Path(plan.spec.stores), lambda _: None)
     workdir.prepare_workdir(run)
     loop.train(plan, Data(sources, tokenizer), run, Console(file=io.StringIO()))
-    tx = loop.registry.find("cpt.optimizers", "adamw", "optimizer.kind")(plan.spec.optimizer)
+    tx = loop.optimizers.build(plan)
     return plan, run, loop.abstract_state(base.build(plan.spec.model), tx, make_mesh(plan.spec.mesh, 8))
 
 

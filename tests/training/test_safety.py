@@ -297,7 +297,7 @@ def test_the_first_phase_too_decides_about_moments_that_were_brought_along(root,
 def updates_counted(config, run_dir, at):
     """The bias-correction count in the anchor of step `at`."""
     plan = resolve(load(config))
-    tx = loop.registry.find("cpt.optimizers", "adamw", "optimizer.kind")(plan.spec.optimizer)
+    tx = loop.optimizers.build(plan)
     abstract = loop.abstract_state(loop.base.build(plan.spec.model), tx, loop.make_mesh(plan.spec.mesh, 8))
     (saved,) = [s for s in checkpoint.Checkpoints(run_dir / "checkpoints").finished(("anchor",)) if s.step == at]
     return max(int(x) for x in jax.tree.leaves(checkpoint.restore(saved, abstract)[0].opt_state) if x.ndim == 0)

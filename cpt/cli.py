@@ -99,6 +99,8 @@ def read_plan(file: str, overrides: list[str]) -> RunPlan:
 def _one_line(message: str) -> str:
     """The part of an absl or ml_collections message that a person needs."""
     if m := re.match(r"flag --config\.(\S+?)=(.*?): (.*)", message, re.DOTALL):
+        if "as a ConfigDict" in m.group(3):
+            return f"{m.group(1)}: '{m.group(2)}' is one value, named entries are needed there, e.g. {{'name': 1.0}}"
         return f"{m.group(1)}: cannot read '{m.group(2)}' ({_last_line(m.group(3))})"
     return _last_line(message)
 

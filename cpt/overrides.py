@@ -124,6 +124,9 @@ def _wrong_override(override: str, error: Exception) -> str | None:
     """The line for `error` if it is about the field path `override`."""
     if not re.fullmatch(r"\w+(\.\w+|\['[^']*'\])*", override):
         return f"--config.{override}: not the path of a field; write a.b, or a['b'] where b holds other signs"
+    if isinstance(error, TypeError) and "string indices" in str(error):
+        parent = override.rpartition(".")[0]
+        return f"--config.{override}: --config.{parent} is one value in this recipe, without entries of its own"
     if not isinstance(error, AttributeError | KeyError):
         return None
     text = _text(error)

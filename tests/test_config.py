@@ -194,3 +194,12 @@ def test_contradictions_are_named(toy_config, path, value, says):
     node[last] = value
     with pytest.raises(ConfigError, match=says):
         load(config)
+
+
+def test_one_value_and_named_entries_are_told_apart(given):
+    with pytest.raises(
+        ConfigError, match=r"replay\.of\.old: --config\.phases\.second\.replay\.of is one value in this"
+    ):
+        given(f"{SECOND}.replay.of.old=0.5")
+    with pytest.raises(ConfigError, match=r"phases\.second\.mix: 'old' is one value, named entries are needed there"):
+        given(f"{SECOND}.mix=old")

@@ -19,11 +19,11 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from cpt import __version__, cli
+from cpt import cli
 from cpt.config import load
 from cpt.errors import ConfigError
 from cpt.plan import RunPlan, resolve
-from cpt.reports.plan_table import branch_lines, cost_line, plan_table, replay_lines
+from cpt.reports.console import show_launch, show_result
 from cpt.training import workdir as workdirs
 from cpt.training.branches import finished
 from cpt.training.signals import STOPPED_BY_SIGNAL
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     plan = resolve(load(CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"])))
     workdir = Path(WORKDIR.value) if WORKDIR.value else workdirs.default_workdir(plan)
     if DRY_RUN.value:
-        launch_text(console, plan, workdir)
+        show_launch(console, plan, workdir)
         return 0
     workdirs.prepare_workdir(workdir)
     try:
@@ -62,10 +62,11 @@ def launch(console: Console, plan: RunPlan, workdir: Path) -> int:
         standing = workdirs.newest_step(workdir)
         workdirs.check(workdir, plan, standing)
         if standing >= plan.total_steps and finished(plan, workdir):
-            launch_text(console, plan, workdir)
+            show_launch(console, plan, workdir)
             workdirs.claim(workdir, plan, standing)
             console.print(f"done: all {plan.total_steps} steps are trained; nothing left to do but the report")
-            return finish(console, workdir)
+            show_result(console, workdir)
+            return 0
         return train(console, plan, workdir)
 
 
@@ -74,47 +75,20 @@ def train(console: Console, plan: RunPlan, workdir: Path) -> int:
     from cpt.training.run import devices_text, run_training  # starts JAX; a dry run and a finished run need none
 
     started = time.monotonic()
-    launch_text(console, plan, workdir, devices_text())
+    show_launch(console, plan, workdir, devices_text())
     outcome = run_training(plan, workdir, console)
     if outcome.stopped_by:
         saved = f"saved at step {outcome.step} of {plan.total_steps}"
         return stopped(console, f"{outcome.stopped_by}: {saved if outcome.step else 'before the first update'}")
     console.print(f"trained {outcome.step} steps; {time.monotonic() - started:.0f} s in all")
-    return finish(console, workdir)
+    show_result(console, workdir)
+    return 0
 
 
 def stopped(console: Console, what: str) -> int:
     """Say what happened and how to go on."""
     console.print(f"{what}; go on with: python -m cpt.main {shlex.join(sys.argv[1:])}", soft_wrap=True, markup=False)
     return STOPPED_BY_SIGNAL
-
-
-def launch_text(console: Console, plan: RunPlan, workdir: Path, devices: str = "") -> None:
-    """Banner, plan table and cost."""
-    new = "resuming" if (workdir / "plan.json").exists() else "new"
-    banner = [f"cpt {__version__}", devices, f"run {workdir} ({new})"]
-    console.print(" · ".join(filter(None, banner)), highlight=False, soft_wrap=True)
-    if plan.spec.notice:
-        console.print(plan.spec.notice, style="yellow", highlight=False)
-    console.print()
-    console.print(plan_table(plan))
-    for line in [cost_line(plan), *replay_lines(plan), *branch_lines(plan)]:
-        console.print(line, highlight=False)
-    console.print()
-
-
-def finish(console: Console, workdir: Path) -> int:
-    """Derive summary and report from the rows on disk and show the closing table."""
-    from cpt.evaluators.summary import summary_table, write_summary
-    from cpt.reports.ledger_table import closing_lines
-    from cpt.reports.page import write_report
-
-    summary = write_summary(workdir)
-    console.print(summary_table(summary))
-    for line in closing_lines(summary):
-        console.print(line, highlight=False)
-    console.print(f"report: {write_report(workdir, summary=summary)}", highlight=False, soft_wrap=True)
-    return 0
 
 
 if __name__ == "__main__":

@@ -56,7 +56,9 @@ FIELDS = {
         f"{SECOND}.replay.share=abc", says=("phases.second.replay.share: cannot read 'abc'", "float")
     ),
     "half a row": toy_case("--config.batch.sequences=8.5", says=("batch.sequences: cannot read '8.5'", "whole number")),
-    "number for a section": toy_case("--config.batch=3", says=("batch: cannot read '3'", "not a dict")),
+    "number for a section": toy_case(
+        "--config.batch=3", says=("batch: '3' is one value, named entries are needed there", "not a dict")
+    ),
     "nothing for a number": toy_case("--config.seed=None", says=("seed: expected int, got NoneType",)),
     "unknown policy": toy_case(
         f"{SECOND}.optimizer.policy=rest", says=("phases.second.optimizer.policy: 'rest'", "did you mean 'reset'?")

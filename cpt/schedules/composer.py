@@ -19,6 +19,8 @@ from cpt.errors import ConfigError
 from cpt.schedules.segments import Part, Ramp, Segment
 from cpt.units import compact
 
+MOST_SHOWN = 6  # segments in a line of the plan's table
+
 
 @dataclass(frozen=True)
 class _Piece:
@@ -136,8 +138,8 @@ class Schedule:
 
     @property
     def highest(self) -> float:
-        """The highest learning rate at the joints and ends of its segments."""
-        return max([self.start, self.end, *(p.begin for p in self._pieces)])
+        """The highest learning rate, its end included; `start` where it has no steps."""
+        return max((p.segment.highest(p.begin) for p in self._pieces), default=self.start)
 
     def _before(self, step: int) -> float:
         """The level that the segment before `step` reaches there: not that of a later one that jumps."""
@@ -145,15 +147,20 @@ class Schedule:
         return self.start if piece is None else piece.segment.at(step - piece.first, piece.begin)
 
     def describe(self) -> str:
-        """One line such as `ramp 3 > cosine 1e-3..1e-4`; a ramp after an earlier phase is called `re-warm`."""
+        """One line such as `ramp 3 > cosine 1e-3..1e-4`; a ramp after an earlier phase is called `re-warm`. Of more
+        than `MOST_SHOWN` segments only the first ones and the last are told.
+        """
         words = []
-        for p in self._pieces:
+        shown = self._pieces if len(self._pieces) <= MOST_SHOWN else [*self._pieces[: MOST_SHOWN - 2], self._pieces[-1]]
+        for p in shown:
             text = p.segment.describe(p.begin)
             if isinstance(p.segment, Ramp):
                 text = text.replace("ramp", "re-warm", 1) if self.start > 0 and p.first == 0 else text
                 # The segment after a ramp shows where the ramp led; the last one must say it itself.
                 text += f" to {compact(self.end)}" if p is self._pieces[-1] else ""
             words.append(text)
+        if len(shown) < len(self._pieces):  # many cycles
+            words.insert(-1, f"... {len(self._pieces) - len(shown)} more")
         return " > ".join(words) if words else f"nothing at {compact(self.end)}"
 
 
@@ -200,4 +207,6 @@ def _begin(segment: Segment, previous: float, where: str) -> float:
         raise ConfigError(f"{where} ({name}): {e}") from e
     if not all(map(math.isfinite, ends)):
         raise ConfigError(f"{where} ({name}): the learning rate is not finite at its ends (got {ends[0]}, {ends[1]})")
+    if min(ends) < 0:
+        raise ConfigError(f"{where} ({name}): the learning rate is below 0 at its ends (got {ends[0]:g}, {ends[1]:g})")
     return begin

@@ -53,6 +53,10 @@ class Segment:
         """Learning rate `t` updates into the segment; raises as `curve`."""
         return float(self.curve(np.array([t], np.float64), begin)[0])
 
+    def highest(self, begin: float) -> float:
+        """The highest learning rate of the segment, its end included."""
+        return max(begin, self.end(begin))  # most go straight from one level to another
+
     def describe(self, begin: float) -> str:
         """A few words for the plan's table."""
         raise NotImplementedError
@@ -266,6 +270,9 @@ class Tabulated(Segment):
     def end(self, begin: float) -> float:
         return float(self.values[-1])
 
+    def highest(self, begin: float) -> float:
+        return _highest(self, begin)
+
     def curve(self, t_T: np.ndarray, begin: float) -> np.ndarray:
         return np.interp(t_T / self.steps * (len(self.values) - 1), np.arange(len(self.values)), self.values)
 
@@ -281,11 +288,13 @@ class Custom(Segment):
       fn: called with the int t in 0..steps; returns a number.
       steps: length in updates.
       jump: `fn(0)` is meant to differ from the previous end.
+      name: how the plan's table calls it; None = the function's own name.
     """
 
     fn: Callable[[int], float]
     steps: int
     jump: bool = False
+    name: str | None = None
     # optax computes in float32.
     tolerance: ClassVar[float] = 1e-6
 
@@ -299,12 +308,15 @@ class Custom(Segment):
     def end(self, begin: float) -> float:
         return float(self.fn(self.steps))
 
+    def highest(self, begin: float) -> float:
+        return _highest(self, begin)
+
     def curve(self, t_T: np.ndarray, begin: float) -> np.ndarray:
         # One by one: nobody promised that a user's function takes arrays.
         return np.array([float(self.fn(int(t))) for t in t_T], np.float64)
 
     def describe(self, begin: float) -> str:
-        return f"{getattr(self.fn, '__name__', type(self.fn).__name__)} {human(self.steps)}"
+        return f"{self.name or getattr(self.fn, '__name__', type(self.fn).__name__)} {human(self.steps)}"
 
 
 @dataclass(frozen=True)
@@ -330,6 +342,14 @@ class Part(Segment):
     def end(self, begin: float) -> float:
         return self.whole.at(self.first + self.steps, self.begin_of_whole)
 
+    @property
+    def falls(self) -> bool:
+        # A phase that begins in the middle of a cooldown is in its cooldown.
+        return self.whole.falls
+
+    def highest(self, begin: float) -> float:
+        return _highest(self, begin)
+
     def curve(self, t_T: np.ndarray, begin: float) -> np.ndarray:
         return self.whole.curve(t_T + self.first, self.begin_of_whole)
 
@@ -338,6 +358,21 @@ class Part(Segment):
         if begin == self.end(begin):
             return f"{name} {human(self.steps)} at {compact(begin)}"
         return f"{name} {compact(begin)}..{compact(self.end(begin))}"
+
+
+def _highest(segment: Segment, begin: float, points: int = 257) -> float:
+    """The highest rate of a curve with one top (or none), without looking at each of its steps.
+
+    Looks at evenly spaced steps, then again between the neighbours of the best of them, until there is none between.
+    """
+    low, high = 0, segment.steps
+    while True:
+        t_T = np.unique(np.linspace(low, high, points).astype(np.int64))
+        lr_T = segment.curve(t_T.astype(np.float64), begin)
+        best = int(lr_T.argmax())
+        low, high = int(t_T[max(0, best - 1)]), int(t_T[min(best + 1, len(t_T) - 1)])
+        if len(t_T) < points:  # every step of the stretch was looked at
+            return float(lr_T[best])
 
 
 def _check(steps: int, **levels: float | None) -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import numpy as np
 
 from cpt.errors import ConfigError, nearest
 from cpt.registry import find
@@ -29,8 +32,9 @@ class LRSpec:
     """The learning rate of one phase. Fields that the chosen `kind` does not use are ignored: kinds can be swapped.
 
     Attributes:
-      kind: a file of `cpt/schedules/library`, or `package.module:function`: a recipe of your own, any function of a
-        step, or (with `options` as its arguments) anything that makes one, such as `optax:cosine_decay_schedule`.
+      kind: a file of `cpt/schedules/library`, or `package.module:name`. That is a recipe of your own if its parameters
+        are called `spec, span, start, where`; otherwise, with `options`, what makes a schedule of them
+        (`optax:cosine_decay_schedule`); otherwise a schedule, which gives the rate of a step of the phase.
         `continue` goes on with the schedule of the phase before, which is then laid over both.
       peak: highest learning rate, reached by the warm-up; None = that of the first phase times `peak_factor`.
       peak_factor: see `peak`; 0.5 re-warms to half of it.
@@ -104,10 +108,8 @@ class LRSpec:
                     f"{where}.options.{name}: kind '{self.kind}' has no such option{nearest(name, defaults)}  "
                     f"(there are: {offered})"
                 )
-            default = defaults[name]
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if isinstance(default, int | float) and not isinstance(default, bool) and not number:
-                raise ConfigError(f"{where}.options.{name}: expected a number, got {value!r}")
+            if _sort(value) != (expected := _sort(defaults[name])):
+                raise ConfigError(f"{where}.options.{name}: expected {expected}, got {value!r}")
         return {**defaults, **self.options}
 
     def warmup_ramp(self, to: float, span: Span, where: str) -> Ramp:
@@ -201,12 +203,31 @@ def _custom(function: Any, spec: LRSpec, span: Span, start: float, where: str) -
     """A schedule by dotted name: `step -> lr` as it is, or what `function(**options)` makes."""
     try:
         schedule = function(**spec.options) if spec.options else function
-        value = float(schedule(0))
-        float(schedule(span.steps))
+        # At some steps only: a function may be slow.
+        some = np.unique(np.linspace(0, span.steps, 33).astype(int)).tolist()
+        values = [float(schedule(t)) for t in some]
     except Exception as e:  # it is a user's or a library's function, and may fail in any way
         raise ConfigError(
             f"{where}.kind: '{spec.kind}' with options {dict(spec.options)} is no schedule: {type(e).__name__}: "
-            f"{str(e).splitlines()[0] if str(e) else ''}"
+            f"{str(e).splitlines()[0] if str(e) else ''}  (a function of the step, or what makes one of its options, "
+            "or a recipe (spec, span, start, where))"
         ) from e
+    for step, value in zip(some, values, strict=True):
+        if not (math.isfinite(value) and value >= 0):
+            raise ConfigError(f"{where}.kind: '{spec.kind}' gives {value:g} at step {step}; it must be at least 0")
     # Its beginning is its own: optax schedules know nothing of the phase before.
-    return [Custom(schedule, span.steps, jump=not math.isclose(value, start, rel_tol=Custom.tolerance))]
+    jump = not math.isclose(values[0], start, rel_tol=Custom.tolerance)
+    return [Custom(schedule, span.steps, jump, spec.kind.rpartition(":")[2])]
+
+
+def _sort(value: Any) -> str:
+    """What sort of value an option is, in the words of an error."""
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, numbers.Real):
+        return "a number" if math.isfinite(value) else "no number"
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, list | tuple) and all(_sort(v) == "a number" for v in value):
+        return "a list of numbers"
+    return "something else"

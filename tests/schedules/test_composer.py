@@ -137,6 +137,17 @@ def test_a_custom_that_is_not_finite_is_refused():
         compose([Custom(lambda t: float("nan"), 5, jump=True)])
 
 
+def test_a_custom_below_zero_is_refused():
+    with pytest.raises(ConfigError, match=r"segment 1 of 1 \(Custom\): .* below 0 at its ends \(got 0\.5, -0\.5\)"):
+        compose([Custom(lambda t: 0.5 - t, 1, jump=True)])
+
+
+def test_many_cycles_are_one_short_line():
+    cycles = [Decay(0.1, 5, start=1.0, jump=True) for _ in range(100)]
+    assert compose(cycles).describe() == " > ".join(["cosine 1..0.1"] * 4 + ["... 95 more", "cosine 1..0.1"])
+    assert compose(cycles[:6]).describe() == " > ".join(["cosine 1..0.1"] * 6)
+
+
 def test_descriptions():
     assert compose([Ramp(1e-3, 3), Decay(1e-4, 297)]).describe() == "ramp 3 > cosine 1e-3..1e-4"
     again = compose([Ramp(1e-3, 3, start=0.0, jump=True), Decay(1e-4, 297)], start=1e-4)
@@ -200,4 +211,20 @@ def test_where_the_last_fall_begins():
     assert compose([Ramp(1.0, 4), Hold(5), Decay(0.1, 3)]).last_fall == 9
     assert compose([Ramp(1.0, 4), Hold(5)]).last_fall == 9
     assert compose([Ramp(1.0, 4), Decay(0.5, 2), Hold(5)]).last_fall == 4
+    # In the middle of a cooldown too, so that a phase may begin there.
+    whole = compose([Ramp(1.0, 4), Hold(5), Decay(0.1, 3)])
+    assert [whole.slice(a, b).last_fall for a, b in ((0, 11), (5, 12), (10, 12), (2, 7))] == [9, 4, 0, 5]
+
+
+def test_the_highest_learning_rate():
     assert compose([Ramp(1.0, 4), Decay(0.5, 2), Hold(5)], 0.2).highest == 1.0
+    assert compose([Hold(3, value=0.1, jump=True)], 0.2).highest == 0.1
+    assert compose([], 0.2).highest == 0.2
+
+
+@given(top=st.integers(0, 10**6), steps=st.integers(1, 10**6))
+def test_the_top_of_a_curve_is_found(top, steps):
+    triangle = compose([Custom(lambda t: 2e6 - abs(t - top), steps, jump=True)])
+    assert triangle.highest == triangle(min(top, steps))
+    first = steps // 3
+    assert triangle.slice(first, steps).highest == 2e6 - abs(min(max(top, first), steps) - top)

@@ -28,11 +28,16 @@ def refined(spec: LRSpec, span: Span, start: float, where: str) -> list[Segment]
     Uses: peak, options.run, options.phase (that phase only), options.exponent (1.0), options.smoothing (0.1).
 
     Raises:
-      ConfigError: no such run, too few gradient norms in it, peak missing, an open-ended phase.
+      ConfigError: no such run, too few gradient norms in it, peak missing, smoothing outside of [0, 1], an exponent
+        below 0, an open-ended phase.
     """
     if span.open_ended:
         raise ConfigError(f"{where}.kind: refined is laid over the whole phase, but the phase is open-ended")
     options = spec.given(where, run="", phase="", exponent=1.0, smoothing=0.1)
+    if not 0 <= options["smoothing"] <= 1:
+        raise ConfigError(f"{where}.options.smoothing: must lie in [0, 1], got {options['smoothing']:g}")
+    if not options["exponent"] >= 0:
+        raise ConfigError(f"{where}.options.exponent: must be at least 0, got {options['exponent']:g}")
     peak, _ = spec.levels(span, where)
     if not options["run"]:
         raise ConfigError(f"{where}.options.run: name the run whose gradient norms it follows")
@@ -68,7 +73,7 @@ def smoothed(norms_T: np.ndarray, share: float) -> np.ndarray:
 def refine(norms_T: np.ndarray, exponent: float) -> np.ndarray:
     """[T + 1] relative learning rates of T updates from their gradient norms, and 0 at the end."""
     weights_T = norms_T**-exponent
-    after_T = weights_T.sum() - np.cumsum(weights_T)
-    values = np.append(weights_T * after_T, 0.0)
-    values[-2:] = [max(values[-2], 0.0), 0.0]
+    # Summed from the end: a difference of sums could be below 0 where a weight is small.
+    from_T = np.cumsum(weights_T[::-1])[::-1]
+    values = np.append(weights_T * np.append(from_T[1:], 0.0), 0.0)
     return values / values.max()

@@ -24,6 +24,8 @@ def repeated_cosine(spec: LRSpec, span: Span, start: float, where: str) -> list[
     cycles = spec.given(where, cycles=2)["cycles"]
     if cycles != int(cycles) or cycles < 1:
         raise ConfigError(f"{where}.options.cycles: must be a whole number of at least 1, got {cycles}")
+    if cycles > span.steps:
+        raise ConfigError(f"{where}.options.cycles: {cycles} cycles are too many for a phase of {span.steps} steps")
     peak, floor = spec.levels(span, where)
     first = spec.warmup_ramp(peak, span, where)
     span.left({f"warmup of {int(cycles)} cycles": int(cycles) * first.steps}, where)

@@ -57,7 +57,7 @@ FIELDS = {
     ),
     "half a row": toy_case("--config.batch.sequences=8.5", says=("batch.sequences: cannot read '8.5'", "whole number")),
     "number for a section": toy_case(
-        "--config.batch=3", says=("batch: '3' is one value, named entries are needed there", "not a dict")
+        "--config.batch=3", says=("batch: '3' is one value, named entries are needed there",)
     ),
     "nothing for a number": toy_case("--config.seed=None", says=("seed: expected int, got NoneType",)),
     "unknown policy": toy_case(

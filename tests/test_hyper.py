@@ -108,6 +108,21 @@ def test_a_rise_of_beta2_does_not_rescale_updates():
             np.testing.assert_allclose(u["x"], 1.0, rtol=1e-4)
 
 
+def test_resetting_the_count_resets_what_is_missing_of_the_second_moment():
+    from cpt.optimizers.policy import apply_policy
+
+    tx = scale_by_varying_adam(0.9, 1e-8)
+    state = tx.init(PARAMS)
+    for t in range(5):
+        _, state = tx.update(gradients(t), state, None, b2=jnp.float32(0.95))
+    count = apply_policy("reset_count", tx, PARAMS, state)
+    assert (int(count.count), float(count.b2_product)) == (0, 1.0)
+    jax.tree.map(np.testing.assert_array_equal, count.nu, state.nu)
+    moments = apply_policy("reset_moments", tx, PARAMS, state)
+    assert int(moments.count) == 5 and float(moments.b2_product) == float(state.b2_product)
+    assert not any(np.any(x) for x in jax.tree.leaves(moments.nu))
+
+
 # ---- in a run ----
 def train(config, into):
     plan = resolve(load(config))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 
@@ -27,10 +26,6 @@ def apply_policy(policy: str, tx: optax.GradientTransformation, params: Any, opt
     fresh = tx.init(params)
     if policy == "reset":
         return fresh
-    # Counters are the integer scalars of an optax state; everything else is a moment.
+    # Scalars count updates (or are a product over them, where beta2 varies); everything else is a moment.
     reset_count = policy == "reset_count"
-    return jax.tree.map(
-        lambda old, new: new if (old.ndim == 0 and jnp.issubdtype(old.dtype, jnp.integer)) == reset_count else old,
-        opt_state,
-        fresh,
-    )
+    return jax.tree.map(lambda old, new: new if (old.ndim == 0) == reset_count else old, opt_state, fresh)

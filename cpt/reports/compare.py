@@ -111,7 +111,7 @@ def _set_names(runs: dict[str, RunFiles]) -> list[str]:
 def _trade_off(runs: dict[str, RunFiles], styles: dict[str, dict]) -> Section:
     trades = [t for t in (trade(n, r.summary) for n, r in runs.items()) if t]
     if not trades:
-        return Section("No run has both forgotten and learned something yet.", "", ())
+        return Section("Side by side.", "No run here has both forgotten a set and learned one.", ())
     front = pareto_front(trades)
     figure = go.Figure()
     if len(front) > 1:
@@ -125,7 +125,7 @@ def _trade_off(runs: dict[str, RunFiles], styles: dict[str, dict]) -> Section:
     figure.update_yaxes(title_text="loss reduction, last-learned set (up is better)")
     words = "; ".join(f"{t.name}: forgot {_around(t.forgetting)}, learned {_around(t.learned)}" for t in trades)
     caption = (
-        "Bars are 95 % bootstrap intervals over evaluation sequences. Points whose bars overlap are not told apart."
+        "Bars are 95 % bootstrap intervals over evaluation documents. Points whose bars overlap are not told apart."
     )
     return Section(_answer(trades, front), "", (Figure(figure, caption, f"Forgetting against learning. {words}."),))
 
@@ -161,14 +161,23 @@ def _around(value: tuple[float, float | None]) -> str:
 
 
 def _table(set_name: str, runs: dict[str, RunFiles], fields: dict[str, dict[str, str]]) -> Any:
-    heads = ["run", *fields, "final", "change", "gap depth", "peak at", "recovered", "area"]
+    annealed = {name: _annealed(run, set_name) for name, run in runs.items()}
+    # The numbers first: recipes may differ in more fields than a page is wide.
+    heads = ["run", "final", *(["annealed"] if any(annealed.values()) else []), "change", "gap depth", "peak at"]
+    heads += ["recovered", "area", *fields]
     rows: list[Iterable[object]] = []
     for name, run in runs.items():
         if s := run.summary["sets"].get(set_name):
+            final = [fmt.nats(s["final"]), *([fmt.nats(annealed[name])] if any(annealed.values()) else [])]
             change = fmt.change(s["forgetting"], s["forgetting_ci95"])
-            own = [fields[f][name] for f in fields]
-            rows.append([name, *own, fmt.nats(s["final"]), change, *gap_cells(s["gap"])])
-    return table(heads, rows, f"{set_name}, nats per token; change since the switch", text_columns=1 + len(fields))
+            rows.append([name, *final, change, *gap_cells(s["gap"]), *(fields[f][name] for f in fields)])
+    return table(heads, rows, f"{set_name}, nats per token; change since the switch", text_columns=1)
+
+
+def _annealed(run: RunFiles, set_name: str) -> float | None:
+    """Loss at the end of the run's last annealed branch; None if it has none."""
+    ends = [b["annealed"] for b in run.summary.get("branches") or [] if b["set"] == set_name]
+    return ends[-1] if ends else None
 
 
 def _overlay(set_name: str, runs: dict[str, RunFiles], styles: dict[str, dict]) -> Figure:

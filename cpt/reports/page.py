@@ -70,7 +70,7 @@ def render(title: str, sections: list[Section], state: str) -> str:
 <body><header><p class="kicker">continual pre-training report</p>
 <h1>{escape(title)}</h1><p class="state">{escape(state)}</p>
 <nav aria-label="sections">{nav}</nav></header><main>{body}</main>
-<footer>Losses are nats per token, higher is worse. ± is half of a 95 % bootstrap interval over evaluation sequences;
+<footer>Losses are nats per token, higher is worse. ± is half of a 95 % bootstrap interval over evaluation documents;
 it does not hold the spread between training seeds.</footer>
 <script>{_asset("page.js")}</script></body></html>
 """

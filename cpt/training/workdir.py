@@ -111,7 +111,8 @@ def check(workdir: Path, plan: RunPlan, step: int) -> list[dict[str, Any]]:
     # A mistake that stopped the run before it recorded anything can be mended in place.
     if old.hash == plan.hash or not (step or _recorded(workdir)):
         return history
-    if difference := changed_past(old, plan, step):
+    # A child's past is checked against its parent's; under which path the parent was found is no part of it.
+    if difference := changed_past(old, plan, step, child=plan.spec.init.what == "all"):
         raise ConfigError(
             f"{workdir} belongs to another plan: {difference}; give another --workdir, "
             "or leave what was trained as it was"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,15 @@ def test_a_child_by_hand(trained, tmp_path):
     config.init.step, config.seed = 8, 1
     with pytest.raises(ConfigError, match=r"init\.what=all: .* has another past: seed: it was 0"):
         loop.train(resolve(load(config)), data, tmp_path / "other", Console(file=io.StringIO()))
+
+
+def test_a_branch_goes_on_under_another_path_of_its_parent(trained, tmp_path):
+    _, plan, run = trained
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    for folder, child in branch_plans(plan, moved).items():
+        assert json.loads((folder / "plan.json").read_text())["spec"]["init"]["from_run"] == str(run)
+        workdir.check(folder, child, child.total_steps - 1)
 
 
 @pytest.mark.parametrize(

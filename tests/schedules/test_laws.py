@@ -13,9 +13,9 @@ from synthetic_run import write_run
 
 from cpt.errors import DataError
 from cpt.schedules.laws.annealing import Annealing
-from cpt.schedules.laws.command import figure, fit_json, read_fit
+from cpt.schedules.laws.command import distinct, figure, fit_json, read_fit
 from cpt.schedules.laws.cpt_law import ContinualPretraining
-from cpt.schedules.laws.curves import Curve, read_csv, read_workdir
+from cpt.schedules.laws.curves import Curve, _jumps, read_csv, read_workdir
 from cpt.schedules.laws.features import annealing_area, area, drops
 from cpt.schedules.laws.fitting import errors, fit
 from cpt.schedules.laws.law import Options
@@ -111,7 +111,8 @@ def test_the_annealing_law_is_found_again_with_intervals_that_hold_it():
     ]
     found = fit(law, curves[:3])
     away = np.abs(found.parameters_U - TRUE["Annealing"])
-    assert (away < 2 * found.half_widths_U + 1e-3).all() and (found.half_widths_U < [0.2, 0.2, 0.2, 0.05]).all()
+    half = np.ptp(found.intervals_Ux2, axis=1) / 2
+    assert (away < 2 * half + 1e-3).all() and (half < [0.2, 0.2, 0.2, 0.05]).all()
     assert errors(found, curves[3])["mae"] < 1.2 * noise
     exact, half = found.predict(simulated(law, TRUE["Annealing"], schedules()["wsd"], "wsd"))
     truth = simulated(law, TRUE["Annealing"], schedules()["wsd"], "wsd").loss_P
@@ -184,7 +185,43 @@ def test_a_thinned_table_gets_its_rate_back(tmp_path):
     assert curve.lr_T[:10] == pytest.approx(np.arange(1, 11) / 10)  # the warm-up nobody wrote down
     assert (curve.lr_T[9:29] == 1.0).all() and curve.lr_T[29] == 0.5  # a step lies at the later row
     assert curve.lr_T[34] == pytest.approx(0.49) and len(curve.lr_T) == 40
-    assert (curve.warmup, curve.switch) == (10, 40)
+    assert (curve.warmup, curve.switch) == (9, 40)
+
+
+def test_curves_of_one_name_keep_apart():
+    """`a/run` and `b/run` are two rows of the table, not one."""
+    curve = Curve("run", np.ones(3), np.array([3]), np.array([2.0]), 0, 3)
+    other = Curve("solo", np.ones(3), np.array([3]), np.array([2.0]), 0, 3)
+    names = [c.name for c in distinct([curve, curve, other], ["a/run", "b/run", "c/solo"])]
+    assert names == ["a/run", "b/run", "solo"]
+
+
+def test_two_plans_are_told_apart_more_surely_than_each_is_known():
+    """What is wrong with a fit is wrong for both; a plan differs from itself by nothing but the misfit."""
+    law = Annealing()
+    curves = [
+        simulated(law, TRUE["Annealing"], lr, n, noise=0.01, seed=i) for i, (n, lr) in enumerate(schedules().items())
+    ]
+    found = fit(law, curves[:3])
+    (_, a), (_, b) = (found.predict(curves[i]) for i in (1, 3))
+    gap, half = found.difference(curves[1], curves[3])
+    assert half < np.hypot(a[-1], b[-1])
+    assert gap == pytest.approx(found.predict(curves[1])[0][-1] - found.predict(curves[3])[0][-1])
+    same, half = found.difference(curves[1], curves[1])
+    assert same == 0.0 and half == pytest.approx(1.96 * np.sqrt(2) * found.misfit, rel=1e-3)
+
+
+def test_no_interval_of_a_positive_parameter_reaches_below_zero():
+    law = MultiPower()
+    found = fit(law, [simulated(law, TRUE["MultiPower"], schedules()["cosine"], "cosine", noise=0.02)])
+    assert (found.intervals_Ux2[:, 0] > 0).all() and (found.intervals_Ux2[:, 0] < found.parameters_U).all()
+
+
+def test_a_steep_decay_is_no_jump():
+    """Exponential by a fifth per row falls by more than a tenth at each of them, and yet is a line between rows."""
+    step = np.arange(10, 210, 10)
+    assert len(_jumps(step, np.concatenate([np.ones(5), 0.8 ** np.arange(15)]))) == 0
+    assert _jumps(step, np.where(step < 100, 1.0, 0.3)).tolist() == [8]
 
 
 @pytest.mark.parametrize(

@@ -44,5 +44,6 @@ class Annealing:
         """C needs a learning rate that falls."""
         highest = max(float(c.lr_T.max()) for c in curves)
         if max(float(np.ptp(s2)) for _, s2 in prepared) < 1e-3 * highest:
-            return "the learning rate is constant in all of them, so the gain from annealing (C) cannot be told"
+            why = "the learning rate is constant in all of them, so the gain from annealing (C) cannot be told"
+            return f"{why}; add a curve whose learning rate falls"
         return None

@@ -6,13 +6,16 @@
     python -m cpt.schedules rank --fit=pile.json,slimpajama.json --weights=0.5,0.5 --config=a.py,b.py,c.py
 
 `fit` writes the parameters with 95 % intervals, the errors per curve, and a figure beside them. `predict` says the loss
-at the end of a plan. `rank` orders plans by it: one fit per validation set, upstream first, weighted.
+at the end of a plan. `rank` orders plans by it: one fit per validation set, upstream first, weighted; the interval of a
+difference to the first is that of the difference, since what is wrong with a fit is wrong for all plans.
 A law knows the learning rate and nothing else: batch, model and data must be those of the curves it was fitted to.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,7 @@ def define_flags(command: str) -> None:
         flags.DEFINE_list("test", [], "Tables or run directories to predict, separated by commas.")
         flags.DEFINE_string("set", None, "Evaluation set of the runs; their training loss by default.")
         flags.DEFINE_integer("switch", None, "Step at which the data of the tables changes (law cpt).", lower_bound=1)
-        flags.DEFINE_float("decay", 0.999, "lambda of the annealing area.", lower_bound=0.0, upper_bound=0.999999)
+        flags.DEFINE_list("decay", ["0.999"], "lambda of the annealing area; of several, the one that fits best.")
         flags.DEFINE_bool("warmup_in_s2", False, "Whether the initial warm-up counts as negative annealing.")
         flags.DEFINE_string("out", "fit.json", "Where to write the fit; its figure goes beside it as .html.")
         return
@@ -62,9 +65,11 @@ def main(command: str, overrides: list[str]) -> None:
 def _fit(given: Any, overrides: list[str]) -> None:
     if bool(given.workdir) == bool(given.csv):
         raise ConfigError("--workdir or --csv: give the curves to fit, as one of the two (see --help)")
-    curves = [_read(name, given) for name in (*given.workdir, *given.csv)]
-    tests = [_read(name, given) for name in given.test]
-    fitted = fit(LAWS[given.law](), curves, Options(given.decay, given.warmup_in_s2))
+    names = [*given.workdir, *given.csv, *given.test]
+    read = distinct([_read(name, given) for name in names], names)
+    curves, tests = read[: len(names) - len(given.test)], read[len(names) - len(given.test) :]
+    options = [Options(decay, given.warmup_in_s2) for decay in _decays(given.decay)]
+    fitted = min((fit(LAWS[given.law](), curves, o) for o in options), key=lambda f: f.objective)
     report = fit_json(given.law, fitted, curves, tests)
     out = Path(given.out)
     write_atomic(out, json.dumps(report, indent=1) + "\n")
@@ -72,7 +77,25 @@ def _fit(given: Any, overrides: list[str]) -> None:
     console = Console(width=None)
     console.print(_parameter_table(report))
     console.print(_error_table(report))
+    if len(options) > 1:
+        console.print(f"lambda of the annealing area: {fitted.options.decay:g} fits best", highlight=False)
     console.print(f"wrote {out} and {out.with_suffix('.html')}", highlight=False)
+
+
+def _decays(given: list[str]) -> list[float]:
+    try:
+        decays = [float(d) for d in given]
+    except ValueError as e:
+        raise ConfigError(f"--decay: numbers separated by commas, got {','.join(given)}") from e
+    if not decays or not all(0 <= d < 1 for d in decays):
+        raise ConfigError(f"--decay={','.join(given)}: needs at least 0 and below 1, e.g. 0.999")
+    return decays
+
+
+def distinct(curves: list[Curve], names: list[str]) -> list[Curve]:
+    """The curves, those of one name renamed to the path they came from, so that no table hides one behind another."""
+    count = Counter(c.name for c in curves)
+    return [replace(c, name=n) if count[c.name] > 1 else c for c, n in zip(curves, names, strict=True)]
 
 
 def _read(name: str, given: Any) -> Curve:
@@ -106,23 +129,29 @@ def _rank(given: Any, overrides: list[str]) -> None:
     rows = []
     for file in _needed((given.config or "").split(","), "config"):
         plan = cli.read_plan(file, overrides)
-        ends = [at_the_end(fitted, of_plan(plan)) for fitted in fits.values()]
+        curve = of_plan(plan)
+        ends = [at_the_end(fitted, curve) for fitted in fits.values()]
         weighted = float(weights @ [loss for loss, _ in ends])
-        # The fits are of different sets and their errors taken as independent.
-        half = float(np.sqrt(np.sum((weights * [half for _, half in ends]) ** 2)))
-        rows.append((weighted, half, file, plan.total_tokens, ends))
-    if len({tokens for *_, tokens, _ in rows}) > 1:
+        rows.append((weighted, file, _together(weights, [h for _, h in ends]), plan.total_tokens, ends, curve))
+    rows.sort(key=lambda row: row[:2])
+    if len({row[3] for row in rows}) > 1:
         said = "the plans differ in tokens: this orders budgets, not schedules alone"
         Console(stderr=True).print(said, style="yellow")
     table = Table(box=None, header_style="bold")
     for title in ("", "plan", *fits, "weighted"):
         table.add_column(title, justify="left" if title == "plan" else "right")
-    best = min(rows)
-    for i, (weighted, half, file, _, ends) in enumerate(sorted(rows), 1):
-        tied = " (within error of the first)" if i > 1 and weighted - best[0] < np.hypot(half, best[1]) else ""
+    first = rows[0][-1]
+    for i, (weighted, file, half, _, ends, curve) in enumerate(rows, 1):
+        apart = _together(weights, [fitted.difference(curve, first)[1] for fitted in fits.values()])
+        tied = " (within error of the first)" if i > 1 and weighted - rows[0][0] < apart else ""
         each = [f"{loss:.4f} ± {h:.4f}" for loss, h in ends]
         table.add_row(str(i), file, *each, f"{weighted:.4f} ± {half:.4f}{tied}")
     Console(width=None).print(table)
+
+
+def _together(weights: np.ndarray, halves: list[float]) -> float:
+    """Half of the interval of a weighted sum; the fits are of different sets, their errors taken as independent."""
+    return float(np.sqrt(np.sum((weights * halves) ** 2)))
 
 
 def at_the_end(fitted: Fit, curve: Curve) -> tuple[float, float]:
@@ -134,8 +163,8 @@ def at_the_end(fitted: Fit, curve: Curve) -> tuple[float, float]:
 def fit_json(name: str, fitted: Fit, curves: list[Curve], tests: list[Curve]) -> dict[str, Any]:
     """What `fit.json` holds: the law, its parameters with 95 % intervals, and the errors per curve."""
     parameters = {
-        n: {"value": v, "ci95": [v - h, v + h]}
-        for n, v, h in zip(fitted.law.names, fitted.parameters_U, fitted.half_widths_U, strict=True)
+        n: {"value": v, "ci95": list(interval)}
+        for n, v, interval in zip(fitted.law.names, fitted.parameters_U, fitted.intervals_Ux2, strict=True)
     }
     return plain(
         {

@@ -75,8 +75,12 @@ class ContinualPretraining:
         """Both phases must be seen, and the rate must fall in each."""
         highest = max(float(c.lr_T.max()) for c in curves)
         if not any((c.steps_P > c.switch).sum() >= 3 for c in curves):
-            return "none has three points after a switch of data, so the shift (B, E, beta) cannot be told"
+            return (
+                "none has three points after a switch of data, so the shift (B, E, beta) cannot be told; "
+                "say where the data of the tables changes with --switch, or add a run of two phases"
+            )
         for i, (phase, name) in enumerate((("before", "C1"), ("after", "C2"))):
             if max(float(np.ptp(p[2 + i])) for p in prepared) < 1e-3 * highest:
-                return f"the learning rate never falls {phase} the switch, so what that gains ({name}) is unknown"
+                why = f"the learning rate never falls {phase} the switch, so what that gains ({name}) is unknown"
+                return f"{why}; add a curve in which it does"
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cpt.errors import DataError
-from cpt.evaluators.rows import RunFiles, read_run
+from cpt.evaluators.rows import RunFiles, number, read_run
 from cpt.plan import RunPlan
 
 
@@ -49,9 +48,10 @@ class Curve:
 def read_csv(path: Path, switch: int | None = None) -> Curve:
     """A table with the columns `step, lr, loss`, as published curves have them.
 
-    The table may hold every so-manieth step only. Between two rows the rate is taken as a line, except where it changes
-    by more than a tenth at once: that is a step, and it lies at the later row. Before the first row it is taken as a
-    linear warm-up from 0 that ends there.
+    The table may hold every so-manieth step only. Between two rows the rate is taken as a line, except where it jumps:
+    by more than a tenth, and faster than on either side. Such a jump is taken to lie at the later row. Before the first
+    row the rate is taken as a line from 0. Rows of the warm-up count for the rate, not for the loss: the laws begin
+    where it ends.
 
     Raises:
       DataError: no such file, other columns, a cell that is no number, steps that do not increase.
@@ -70,11 +70,28 @@ def read_csv(path: Path, switch: int | None = None) -> Curve:
         raise DataError(f"{path}: holds a cell that is no number ({e})") from e
     if step[0] < 1 or (np.diff(step) <= 0).any() or not (np.isfinite(lr).all() and (lr >= 0).all()):
         raise DataError(f"{path}: steps must increase from 1 on, and rates be finite and at least 0")
-    steps, first, last = step.astype(np.int64), int(step[0]), int(step[-1])
+    steps, last = step.astype(np.int64), int(step[-1])
     every = np.interp(np.arange(1, last + 1), [0, *step], [0.0, *lr])
-    for i in np.flatnonzero(np.abs(np.diff(lr)) > 0.1 * lr[:-1]):
+    for i in _jumps(step, lr):
         every[steps[i] : steps[i + 1] - 1] = lr[i]
-    return Curve(path.stem, every, steps, loss, first, switch if switch is not None else last)
+    switch = last if switch is None else switch
+    warmup = _warmup(every[:switch])
+    keep = steps > warmup
+    return Curve(path.stem, every, steps[keep], loss[keep], warmup, switch)
+
+
+def _jumps(step: np.ndarray, lr: np.ndarray) -> np.ndarray:
+    """Rows before which the rate is one thing and after which it is another; a steep decay is none of them."""
+    slope = np.abs(np.diff(lr, prepend=0.0) / np.diff(step, prepend=0.0))  # from the row before to each row
+    before, here, after = slope[:-1], slope[1:], np.append(slope[2:], 0.0)
+    far = np.abs(np.diff(lr)) > 0.1 * np.maximum(lr[1:], lr[:-1])
+    return np.flatnonzero(far & (here > 4 * np.maximum(before, after)))
+
+
+def _warmup(lr_T: np.ndarray) -> int:
+    """Updates before the first one at the highest rate that is reached without a fall."""
+    falls = np.flatnonzero(np.diff(lr_T) < 0)
+    return int(np.argmax(lr_T[: falls[0] + 1] if len(falls) else lr_T))
 
 
 def read_workdir(path: Path, set_name: str | None = None, points: int = 400) -> Curve:
@@ -90,11 +107,11 @@ def read_workdir(path: Path, set_name: str | None = None, points: int = 400) -> 
         raise DataError(f"{path}: its metrics.jsonl does not hold every step from 1 on")
     lr_T = np.array([r["lr"] for r in rows], np.float64)
     switch = run.phases[1]["first_step"] if len(run.phases) > 1 else len(lr_T)
-    warmup = int(np.argmax(lr_T[:switch]))
+    warmup = _warmup(lr_T[:switch])
     if set_name is not None:
         steps, loss = _evaluated(run, set_name, len(lr_T))
     else:
-        steps, loss = _binned(np.array([r["loss"] or math.nan for r in rows]), points)
+        steps, loss = _binned(np.array([number(r.get("loss")) for r in rows]), points, switch)
     keep = np.isfinite(loss) & (steps > warmup)
     name = run.name if set_name is None else f"{run.name}:{set_name}"
     return Curve(name, lr_T, steps[keep], loss[keep], warmup, switch)
@@ -104,7 +121,7 @@ def of_plan(plan: RunPlan) -> Curve:
     """The schedule of a plan, with its end as the one point to predict."""
     lr_T = np.concatenate([p.learning_rates() for p in plan.phases])
     switch = plan.phases[0].steps
-    warmup = int(np.argmax(lr_T[:switch]))
+    warmup = _warmup(lr_T[:switch])
     return Curve(plan.name, lr_T, np.array([len(lr_T)]), np.array([math.nan]), warmup, switch)
 
 
@@ -116,8 +133,13 @@ def _evaluated(run: RunFiles, name: str, last: int) -> tuple[np.ndarray, np.ndar
     return curve.steps[keep], curve.loss[keep]
 
 
-def _binned(loss_T: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Means over equal stretches: single batches are noise to a law."""
-    edges = np.unique(np.linspace(0, len(loss_T), min(points, len(loss_T)) + 1).astype(int))
-    means = np.array([np.nanmean(loss_T[a:b]) for a, b in itertools.pairwise(edges)])
+def _binned(loss_T: np.ndarray, points: int, switch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means over equal stretches, none of them across the switch: single batches are noise to a law."""
+    steps, last = np.arange(1, len(loss_T) + 1), len(loss_T)
+    edges = np.unique([*np.linspace(0, last, min(points, last) + 1).astype(int), min(switch, last)])
+    stretch = np.searchsorted(edges, steps) - 1
+    seen = np.isfinite(loss_T)
+    count = np.bincount(stretch[seen], minlength=len(edges) - 1)
+    total = np.bincount(stretch[seen], loss_T[seen], len(edges) - 1)
+    means = np.divide(total, count, out=np.full(len(count), math.nan), where=count > 0)
     return (edges[:-1] + edges[1:] + 1) // 2, means

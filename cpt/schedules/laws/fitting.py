@@ -2,7 +2,9 @@
 
 Neighbouring points of a loss curve are off in the same direction, so treating them as independent would give intervals
 that are far too narrow. The covariance of the parameters is therefore the sandwich `H^-1 M H^-1`, with M from the sums
-of scores over blocks of neighbouring points. A prediction adds the law's own misfit: it is never surer than the law was
+of scores over blocks of neighbouring points. It is that of the free parameters, the logarithms of the positive ones, so
+that no interval reaches below 0; a parameter of which the curves say nothing gets an interval of many orders of
+magnitude. A prediction adds the law's own misfit: it is never surer than the law was
 about the curves it was fitted to.
 """
 
@@ -24,6 +26,8 @@ HUBER = 1e-3  # on log L: beyond a tenth of a percent a residual counts linearly
 DEPENDENT = 10  # neighbouring points that are worth one independent one, where a prior is weighed against them
 STARTS, POLISHED, SEED = 32, 3, 0
 BLOCKS = 8  # per curve
+UNKNOWN = 5.0  # standard deviation of a free parameter of which nothing is known; a factor of 150 for a logarithm
+MEANINGLESS = 1e3  # the objective where the law has no logarithm
 Z95 = 1.959963984540054
 DEFAULTS = Options()
 
@@ -35,7 +39,7 @@ class Fit:
     Attributes:
       law, options: what was fitted.
       parameters_U: float64, in the order of `law.names`.
-      covariance_UxU: of the parameters, see the module.
+      covariance_UxU: of the free parameters, see the module.
       misfit: root mean square of the residuals, nats per token.
       objective: mean Huber loss that was reached.
     """
@@ -49,14 +53,33 @@ class Fit:
 
     def predict(self, curve: Curve) -> tuple[np.ndarray, np.ndarray]:
         """(loss_P, half_P): the predicted loss at the points of a curve, and half of its 95 % interval."""
-        loss_P, derivatives_PxU = self.law.loss(self.parameters_U, self.law.prepare(curve, self.options))
-        variance_P = np.einsum("pu,uv,pv->p", derivatives_PxU, self.covariance_UxU, derivatives_PxU)
-        return loss_P, Z95 * np.sqrt(np.maximum(variance_P, 0.0) + self.misfit**2)
+        loss_P, by_free_PxU = self._loss(curve)
+        return loss_P, Z95 * np.sqrt(self._variance(by_free_PxU) + self.misfit**2)
+
+    def difference(self, curve: Curve, other: Curve) -> tuple[float, float]:
+        """Predicted loss at the end of `curve` less that of `other`, and half of its 95 % interval.
+
+        Surer than the two apart, since wrong parameters are wrong about both.
+        """
+        (loss_P, by_free_PxU), (loss_Q, by_free_QxU) = self._loss(curve), self._loss(other)
+        variance = self._variance(by_free_PxU[-1:] - by_free_QxU[-1:])[0] + 2 * self.misfit**2
+        return float(loss_P[-1] - loss_Q[-1]), float(Z95 * np.sqrt(variance))
 
     @property
-    def half_widths_U(self) -> np.ndarray:
-        """Half of the 95 % interval of each parameter."""
-        return Z95 * np.sqrt(np.maximum(np.diag(self.covariance_UxU), 0.0))
+    def intervals_Ux2(self) -> np.ndarray:
+        """The 95 % interval of each parameter."""
+        positive = np.array(self.law.positive)
+        half_U = Z95 * np.sqrt(np.maximum(np.diag(self.covariance_UxU), 0.0))
+        free_Ux2 = _free(self.parameters_U, positive)[:, None] + half_U[:, None] * [-1.0, 1.0]
+        return np.where(positive[:, None], np.exp(np.where(positive[:, None], free_Ux2, 0.0)), free_Ux2)
+
+    def _loss(self, curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+        """(loss_P, derivatives_PxU), the latter by the free parameters."""
+        loss_P, derivatives_PxU = self.law.loss(self.parameters_U, self.law.prepare(curve, self.options))
+        return loss_P, derivatives_PxU * np.where(self.law.positive, self.parameters_U, 1.0)
+
+    def _variance(self, by_free_PxU: np.ndarray) -> np.ndarray:
+        return np.maximum(np.einsum("pu,uv,pv->p", by_free_PxU, self.covariance_UxU, by_free_PxU), 0.0)
 
 
 def fit(law: Law, curves: Sequence[Curve], options: Options = DEFAULTS) -> Fit:
@@ -75,18 +98,21 @@ def fit(law: Law, curves: Sequence[Curve], options: Options = DEFAULTS) -> Fit:
             raise DataError(f"{c.name}: holds a loss that is not a finite number above 0")
     prepared = [law.prepare(c, options) for c in curves]
     if why := law.unidentified(curves, prepared):
-        raise DataError(f"{_names(curves)}: {why}; add a curve whose learning rate falls")
+        raise DataError(f"{_names(curves)}: {why}")
     target = np.concatenate([np.log(c.loss_P) for c in curves])
     positive = np.array(law.positive)
     objective = _objective(law, prepared, target, positive)
     best = _minimise(objective, _free(law.starts(curves, np.random.default_rng(SEED), STARTS), positive))
-    parameters = np.where(positive, np.exp(np.where(positive, best, 0.0)), best)
+    reached = objective(best)[0]
+    if reached >= MEANINGLESS:
+        raise DataError(f"{_names(curves)}: the law has no parameters that give these losses; is a learning rate 0?")
+    parameters = _bound(best, positive)
     loss, derivatives = _stacked(law, parameters, prepared)
-    residual = np.log(np.maximum(loss, 1e-12)) - target
-    precision = _prior(law, positive, 1)[1] * HUBER**2 / np.where(positive, parameters, 1.0) ** 2
-    covariance = _sandwich(derivatives / loss[:, None], residual, [len(c.steps_P) for c in curves], precision)
+    by_free = derivatives * np.where(positive, parameters, 1.0) / loss[:, None]
+    precision = _prior(law, positive, 1)[1] * HUBER**2
+    covariance = _sandwich(by_free, np.log(loss) - target, [len(c.steps_P) for c in curves], precision)
     misfit = float(np.sqrt(np.mean((loss - np.exp(target)) ** 2)))
-    return Fit(law, options, parameters, covariance, misfit, objective(best)[0])
+    return Fit(law, options, parameters, covariance, misfit, reached)
 
 
 def errors(fitted: Fit, curve: Curve) -> dict[str, Any]:
@@ -107,21 +133,19 @@ def _objective(law: Law, prepared: Sequence[Any], target: np.ndarray, positive: 
     centre, precision = _prior(law, positive, len(target))
 
     def objective(free: np.ndarray) -> tuple[float, np.ndarray]:
-        parameters = np.where(positive, np.exp(np.clip(free, -40, 40)), free)
+        parameters = _bound(free, positive)
         with np.errstate(all="ignore"):
             loss, derivatives = _stacked(law, parameters, prepared)
             off = np.log(loss) - target
             if not np.isfinite(off).all():  # outside of what the law means: a negative loss
-                return 1e3, np.zeros_like(free)
+                return MEANINGLESS, np.zeros_like(free)
             size = np.abs(off)
             value = np.where(size <= HUBER, off**2 / 2, HUBER * (size - HUBER / 2))
             slope = np.clip(off, -HUBER, HUBER) / loss
             gradient = slope @ derivatives * np.where(positive, parameters, 1.0) / len(off)
         away = free - centre
-        value, gradient = (
-            value.mean() / HUBER**2,
-            np.nan_to_num(gradient) / HUBER**2,
-        )  # so that tolerances mean something
+        # In units of the bend, so that tolerances mean something.
+        value, gradient = value.mean() / HUBER**2, np.nan_to_num(gradient) / HUBER**2
         return float(value + (precision * away**2).sum() / 2), gradient + precision * away
 
     return objective
@@ -153,8 +177,14 @@ def _free(parameters: np.ndarray, positive: np.ndarray) -> np.ndarray:
     return np.where(positive, np.log(np.where(positive, parameters, 1.0)), parameters)
 
 
+def _bound(free: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """The parameters of free ones; a logarithm stays where it has an exponential."""
+    return np.where(positive, np.exp(np.clip(np.where(positive, free, 0.0), -40, 40)), free)
+
+
 def _sandwich(derivatives: np.ndarray, residual: np.ndarray, sizes: list[int], precision: np.ndarray) -> np.ndarray:
     """Covariance of the parameters of a robust fit with errors that depend on their neighbours."""
+    precision = precision + HUBER**2 * DEPENDENT / UNKNOWN**2
     inside = (np.abs(residual) <= HUBER).astype(float)
     # Points beyond the bend have no curvature; a fit of nothing but such points still has the slope of a median's.
     weight = np.maximum(inside, 0.1)
@@ -169,7 +199,7 @@ def _sandwich(derivatives: np.ndarray, residual: np.ndarray, sizes: list[int], p
         first += size
     # What is known from elsewhere is off as well, by its spread of `sqrt(HUBER**2 * DEPENDENT / precision)`.
     meat += np.diag(HUBER**2 * DEPENDENT * precision)
-    inverse = np.linalg.pinv(hessian, rcond=1e-14)
+    inverse = np.linalg.inv(hessian)
     return inverse @ meat @ inverse
 
 

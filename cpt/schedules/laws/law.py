@@ -48,4 +48,4 @@ class Law(Protocol):
         """[n, U] parameters to begin from."""
 
     def unidentified(self, curves: Sequence[Curve], prepared: Sequence[Any]) -> str | None:
-        """Why these curves cannot tell the parameters, or None."""
+        """Why these curves cannot tell the parameters, and what to add; or None."""

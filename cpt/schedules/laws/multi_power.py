@@ -35,7 +35,7 @@ class MultiPower:
     positive = (True,) * 7
     # Three curves fix the gain of a drop, not how it comes about: without the published constants (C 2.13, beta .598,
     # gamma .655 at 100M parameters) the last three run to the edge and the law extrapolates worse.
-    prior = (None, None, None, None, (2.1, 0.2), (0.6, 0.2), (0.65, 0.2))
+    prior = (None, None, None, None, (2.1, 0.1), (0.6, 0.1), (0.65, 0.1))
 
     def prepare(self, curve: Curve, options: Options) -> Prepared:
         """Drops of the whole curve, summed in stretches; a drop counts from its own update on."""
@@ -96,6 +96,8 @@ class MultiPower:
     def unidentified(self, curves: Sequence[Curve], prepared: Sequence[Any]) -> str | None:
         """B, C, beta and gamma need a learning rate that falls."""
         highest = max(float(c.lr_T.max()) for c in curves)
-        if max((float(np.abs(p.drop_K).sum()) for p in prepared), default=0.0) < 1e-3 * highest:
-            return "the learning rate is constant in all of them, so what a drop gains (B, C, beta, gamma) is unknown"
+        seen = [float(np.abs(p.drop_K[(p.since_PxK > 0).any(axis=0)]).sum()) for p in prepared]
+        if max(seen, default=0.0) < 1e-3 * highest:
+            why = "the learning rate is constant in all of them, so what a drop gains (B, C, beta, gamma) is unknown"
+            return f"{why}; add a curve whose learning rate falls"
         return None

@@ -158,7 +158,10 @@ DATA = {
         "--config.sources.old.path={tmp}/empty.jsonl", room="data error", says=("empty.jsonl: no documents",)
     ),
     "invalid JSON in line 1,203": toy_case(
-        "--config.sources.old.path={tmp}/torn.jsonl", room="data error", says=("torn.jsonl:1203: invalid JSON",)
+        "--config.sources.old.path={tmp}/torn.jsonl",
+        "--config.sources.old.max_bad=0.0",
+        room="data error",
+        says=("torn.jsonl:1203: invalid JSON",),
     ),
     "no such text field": toy_case(
         "--config.sources.old.text_field=body",

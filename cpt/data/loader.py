@@ -13,6 +13,7 @@ import numpy as np
 
 from cpt.data.mix import MixPlan
 from cpt.data.store import TokenStore
+from cpt.errors import DataError
 
 
 class Batches:
@@ -23,6 +24,8 @@ class Batches:
       stores: training store of each source.
       process, processes: this host's place; host h of H reads rows h*B/H .. (h+1)*B/H of each batch.
       end_of_document: id that ends a document; given, `segments_BxL` numbers the documents of each row for masking.
+      vocab_size: the model's; a larger id in a batch is an error. What is beyond it in a store is found before the run
+        where that takes seconds, but nobody reads a terabyte first.
     """
 
     def __init__(
@@ -32,8 +35,10 @@ class Batches:
         process: int = 0,
         processes: int = 1,
         end_of_document: int | None = None,
+        vocab_size: int | None = None,
     ):
         self.mix, self.stores, self.end_of_document = mix, dict(stores), end_of_document
+        self.vocab_size = np.iinfo(np.int32).max if vocab_size is None else vocab_size
         per_host = mix.batch // processes
         self.mine = slice(process * per_host, (process + 1) * per_host)
         self.length = mix.plan.spec.batch.length
@@ -48,6 +53,8 @@ class Batches:
         for name in dict.fromkeys(names):
             mine = names == name
             window_BxM[mine] = self.stores[name].read_rows(row_B[mine], self.length)
+        if window_BxM.size and not 0 <= window_BxM.min() <= window_BxM.max() < self.vocab_size:
+            self._refuse(window_BxM, names, row_B)
         batch = {
             "tokens_BxL": window_BxM[:, :-1],
             "targets_BxL": window_BxM[:, 1:],
@@ -58,6 +65,14 @@ class Batches:
             ends_BxL = window_BxM[:, :-1] == self.end_of_document
             batch["segments_BxL"] = (np.cumsum(ends_BxL, axis=1) - ends_BxL).astype(np.int32)
         return batch
+
+    def _refuse(self, window_BxM: np.ndarray, names: np.ndarray, row_B: np.ndarray) -> None:
+        i = np.flatnonzero(((window_BxM < 0) | (window_BxM >= self.vocab_size)).any(axis=1))[0]
+        low, high = int(window_BxM[i].min()), int(window_BxM[i].max())
+        raise DataError(
+            f"sources.{names[i]}: row {row_B[i]:,} holds the token id {low if low < 0 else high}, "
+            f"model.vocab_size={self.vocab_size}; prepare the store with the model's tokenizer"
+        )
 
 
 def start_at(batches: Batches, step: int, prefetch: int = 4) -> Iterator[dict[str, np.ndarray]]:

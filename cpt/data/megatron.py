@@ -10,19 +10,25 @@
     int32[n]   tokens of each sequence
     int64[n]   byte offset of each sequence in `.bin`
     int64[m]   sequence numbers at which documents begin, and n
+
+A large `.bin` may be cut by bytes into `prefix-00000-of-00020.bin`, ..., as Pythia's pre-shuffled Pile is.
 """
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 import struct
 from array import array
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
+from cpt.data.ids import IdFile
 from cpt.errors import DataError
 
 MAGIC = b"MMIDIDX\0\0"
@@ -35,19 +41,30 @@ LONGEST = 2**31 - 1  # sizes are int32
 
 @dataclass(frozen=True, eq=False)
 class TokenFiles:
-    """An opened pair, memory-mapped and read-only.
+    """An opened pair, read-only; the index is memory-mapped.
 
     Attributes:
-      tokens: all ids, 1-D.
+      tokens: all ids; a slice of it is an array.
       sizes: tokens of each sequence, int32 `[n]`.
       pointers: byte offset of each sequence, int64 `[n]`.
       documents: sequence numbers of the document boundaries, int64 `[m]`, first 0 and last n.
     """
 
-    tokens: np.ndarray
+    tokens: IdFile
     sizes: np.ndarray
     pointers: np.ndarray
     documents: np.ndarray
+
+    @property
+    def n_documents(self) -> int:
+        return len(self.documents) - 1
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """First token of each document, int64 `[n_documents]`."""
+        first = np.asarray(self.documents[:-1])
+        # Empty documents may lie at the end, where there is no sequence any more.
+        return np.append(self.pointers, self.tokens.n_bytes)[first] // self.tokens.dtype.itemsize
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -60,14 +77,37 @@ def paths(prefix: str | Path) -> tuple[Path, Path]:
     return Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
 
 
+def bin_paths(prefix: str | Path) -> list[Path]:
+    """`prefix.bin`, or the pieces it was cut into, in order.
+
+    Raises:
+      DataError: pieces are missing.
+    """
+    whole = paths(prefix)[0]
+    if whole.is_file():
+        return [whole]
+    pieces: dict[int, Path] = {}
+    count = 0
+    for path in whole.parent.glob(f"{glob.escape(whole.stem)}-*.bin"):
+        if m := re.fullmatch(re.escape(whole.stem) + r"-(\d+)-of-(\d+)", path.stem):
+            pieces[int(m[1])], count = path, max(count, int(m[2]))
+    if not pieces:
+        return [whole]
+    # `of` is the number of pieces or, as in Pythia's files, the number of the last one; the sizes tell which.
+    for i in range(0 if 0 in pieces else 1, max(count, max(pieces) + 1)):
+        if i not in pieces:
+            raise DataError(f"{whole}: its piece {i} of {count} is missing beside the others; copy it again")
+    return [pieces[i] for i in sorted(pieces)]
+
+
 def open_pair(prefix: str | Path) -> TokenFiles:
-    """Open `prefix.bin` and `prefix.idx`.
+    """Open `prefix.bin` (or the pieces it was cut into) and `prefix.idx`.
 
     Raises:
       DataError: a file is missing, of another format, cut off, too long, or the two do not fit each other.
     """
-    bin_path, idx_path = paths(prefix)
-    for path in (bin_path, idx_path):
+    idx_path, bins = paths(prefix)[1], bin_paths(prefix)
+    for path in (*bins, idx_path):
         if not path.is_file():
             raise DataError(f"{path}: no such file; a token store is a .bin and an .idx beside it")
     code, n, m = _read_header(idx_path)
@@ -81,11 +121,12 @@ def open_pair(prefix: str | Path) -> TokenFiles:
     )
     dtype = np.dtype(DTYPES[code]).newbyteorder("<")
     _check_index(idx_path, sizes, pointers, documents, dtype.itemsize)
+    tokens = IdFile(bins, dtype)
     expected = int(sizes.sum(dtype=np.int64)) * dtype.itemsize
-    if (found := bin_path.stat().st_size) != expected:
+    if (found := tokens.n_bytes) != expected:
         how = f"{abs(found - expected):,} bytes {'shorter' if found < expected else 'longer'}"
-        raise DataError(f"{bin_path}: {how} than {idx_path.name} says; copy or prepare both again")
-    return TokenFiles(_memory_map(bin_path, dtype), sizes, pointers, documents)
+        raise DataError(f"{bins[0]}: {how} than {idx_path.name} says; copy or prepare both again")
+    return TokenFiles(tokens, sizes, pointers, documents)
 
 
 def _read_header(path: Path) -> tuple[int, int, int]:
@@ -137,7 +178,6 @@ class Writer:
     def __init__(self, prefix: str | Path, dtype: np.dtype):
         """`dtype` of the stored ids, see `token_dtype`."""
         self._dtype = np.dtype(dtype).newbyteorder("<")
-        self._code = {np.dtype(v): k for k, v in DTYPES.items()}[np.dtype(dtype).newbyteorder("=")]
         self._targets = paths(prefix)
         self._temporaries = [Path(f"{t}.{os.getpid()}.tmp") for t in self._targets]
         self._sizes = array("i")
@@ -161,13 +201,7 @@ class Writer:
         Raises:
           DataError: an id that the dtype does not hold, more than 2^31 - 1 tokens.
         """
-        if len(ids) > LONGEST:
-            raise DataError(f"{self._targets[0]}: a document of {len(ids):,} tokens; the format allows {LONGEST:,}")
-        if len(ids):
-            low, high = int(ids.min()), int(ids.max())
-            if low < 0 or high > np.iinfo(self._dtype).max:
-                raise DataError(f"{self._targets[0]}: token id {low if low < 0 else high} does not fit {self._dtype}")
-            self.max_id = max(self.max_id, high)
+        self.max_id = max(self.max_id, checked(ids, self._dtype, self._targets[0]))
         self._bin.write(np.ascontiguousarray(ids, self._dtype).data)
         self._sizes.append(len(ids))
         self.n_tokens += len(ids)
@@ -184,20 +218,42 @@ class Writer:
                     path.unlink(missing_ok=True)
 
     def _finish(self) -> None:
-        _sync(self._bin)
-        with self._temporaries[1].open("wb") as f:
-            n = len(self._sizes)
-            sizes = np.frombuffer(self._sizes, np.int32) if n else np.zeros(0, np.int32)
-            ends = np.cumsum(sizes, dtype=np.int64) * self._dtype.itemsize
-            f.write(HEADER.pack(MAGIC, 1, self._code, n, n + 1))
-            f.write(sizes.astype("<i4").tobytes())
-            f.write(np.concatenate([[0], ends])[:n].astype("<i8").tobytes())
-            f.write(np.arange(n + 1, dtype="<i8").tobytes())
-            _sync(f)
+        sync(self._bin)
+        write_index(self._temporaries[1], np.array(self._sizes, np.int32), self._dtype)
         for temporary, target in zip(self._temporaries, self._targets, strict=True):
             os.replace(temporary, target)
 
 
-def _sync(f) -> None:
+def checked(ids: np.ndarray, dtype: np.dtype, where: Path) -> int:
+    """The largest id of a document (-1 if it is empty).
+
+    Raises:
+      DataError: an id that `dtype` does not hold, more than 2^31 - 1 tokens.
+    """
+    if len(ids) > LONGEST:
+        raise DataError(f"{where}: a document of {len(ids):,} tokens; the format allows {LONGEST:,}")
+    if not len(ids):
+        return -1
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high > np.iinfo(dtype).max:
+        raise DataError(f"{where}: token id {low if low < 0 else high} does not fit {dtype}")
+    return high
+
+
+def write_index(path: Path, sizes: np.ndarray, dtype: np.dtype) -> None:
+    """Write the `.idx` of documents of these sizes (one sequence each), and sync it."""
+    dtype, n = np.dtype(dtype), len(sizes)
+    code = {np.dtype(v): k for k, v in DTYPES.items()}[dtype.newbyteorder("=")]
+    ends = np.cumsum(sizes, dtype=np.int64) * dtype.itemsize
+    with path.open("wb") as f:
+        f.write(HEADER.pack(MAGIC, 1, code, n, n + 1))
+        f.write(sizes.astype("<i4").tobytes())
+        f.write(np.concatenate([[0], ends])[:n].astype("<i8").tobytes())
+        f.write(np.arange(n + 1, dtype="<i8").tobytes())
+        sync(f)
+
+
+def sync(f) -> None:
+    """Bring what was written to a file onto the disk."""
     f.flush()
     os.fsync(f.fileno())

@@ -15,26 +15,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from cpt.data.corpora._base import Fields, Part, parts_of, texts
 from cpt.data.corpora._files import stamp
-from cpt.data.megatron import paths
-from cpt.data.store import TokenStore, read_manifest
+from cpt.data.encoding import chunked
+from cpt.data.manifest import read_manifest
+from cpt.data.megatron import bin_paths, paths
+from cpt.data.store import TokenStore
 from cpt.data.tokenizers._base import Tokenizer, TokenizerSpec, load
-from cpt.data.tokenizing import chunked, locked, prepare
+from cpt.data.tokenizing import Options, left_out, prepare
+from cpt.data.writing import FORMAT, locked
 from cpt.errors import ConfigError, DataError, nearest
 from cpt.registry import find
-
-__all__ = [
-    "Source",
-    "SourceSpec",
-    "chunked",
-    "corpus_identity",
-    "open_sources",
-    "prepare",
-    "prepare_command",
-    "read_corpus",
-]
 
 Say = Callable[[str], None]
 
@@ -45,21 +38,53 @@ class SourceSpec:
 
     Attributes:
       corpus: a file of `cpt/data/corpora` (`text`, `jsonl`, ...), or `package.module:name`.
-      path: what the corpus reads: a file, a folder or a glob.
+      path: what the corpus reads: a file, a folder, a glob, or several with commas between.
       text_field: the field with the text, `meta.text` for one inside another.
+      domain_field: the field that names the domain of a document, e.g. `meta.pile_set_name`.
       store: a folder made by `python -m cpt.prepare`, or the prefix of a Megatron pair.
+      domain: read only this domain of it.
+      split: read this split of it as training data: `train`, or the documents that were kept for replay.
       validation: share of the documents that is held out, in [0, 1); a store keeps the one it was made with.
+      replay_holdout: share that is kept out of training for later replay, likewise.
+      dedup: drop documents with the very text of an earlier one, likewise.
       max_chars: cut longer documents at line ends; a few long documents make a poor validation set.
+      max_bad: share of the records, and of the files, that may be unusable; they are counted and skipped.
       epochs: how many passes over the source a run may make.
+      skip_tokens, take_tokens: read only this part of it: of a corpus that another model was trained on in its stored
+        order, the first `take_tokens` are what that model has seen, what follows after `skip_tokens` is new to it.
+      rows: `packed` cuts the tokens anew into rows of `batch.length`; `stored` takes the stored sequences as they are
+        (Pythia's hold 2,049 tokens, so that `batch.length=2048` gives the very rows that it was trained on).
+      order: of its rows: `shuffled`, anew in each epoch; `stored` reads them as they lie, as one that was shuffled
+        beforehand or a curriculum wants.
     """
 
     corpus: str | None = None
     path: str | None = None
     text_field: str = "text"
+    domain_field: str | None = None
     store: str | None = None
+    domain: str | None = None
+    split: Literal["train", "replay_holdout"] = "train"
     validation: float = 0.02
+    replay_holdout: float = 0.0
+    dedup: bool = False
     max_chars: int | None = None
+    max_bad: float = 0.001
     epochs: float = 1.0
+    skip_tokens: int = 0
+    take_tokens: int | None = None
+    rows: Literal["packed", "stored"] = "packed"
+    order: Literal["shuffled", "stored"] = "shuffled"
+
+    @property
+    def fields(self) -> Fields:
+        return Fields(self.text_field, self.domain_field)
+
+    @property
+    def options(self) -> Options:
+        """How a store of it is made."""
+        names = ("validation", "replay_holdout", "dedup", "max_chars", "max_bad")
+        return Options(**{n: getattr(self, n) for n in names})
 
 
 @dataclass(frozen=True)
@@ -111,23 +136,28 @@ def open_sources(
     return {name: opened[name] for name in sources}, shared
 
 
+def corpus_parts(spec: SourceSpec, where: str) -> list[Part]:
+    """The parts of `spec`'s corpus; `where` is the config field of its name, for errors."""
+    return parts_of(find("cpt.data.corpora", spec.corpus, where), spec.path, spec.fields)
+
+
 def read_corpus(spec: SourceSpec, where: str) -> Iterator[str]:
-    """The documents of `spec`'s corpus, cut to `max_chars`; `where` is the config field of its name, for errors."""
-    reader = find("cpt.data.corpora", spec.corpus, where)
-    return chunked(reader(spec.path, spec.text_field), spec.max_chars)
+    """The text of `spec`'s corpus, cut to `max_chars`, for those that need no more than that."""
+    return chunked(texts(corpus_parts(spec, where)), spec.max_chars)
 
 
 def corpus_identity(spec: SourceSpec) -> dict[str, Any]:
     """What decides the documents of `spec`'s corpus, the versions of its files included; JSON data."""
-    fields = {name: getattr(spec, name) for name in ("corpus", "path", "text_field", "max_chars")}
+    fields = {name: getattr(spec, name) for name in ("corpus", "path", "text_field", "domain_field", "max_chars")}
     return {**fields, "files": _hash8(stamp(spec.path))}
 
 
 def prepare_command(spec: SourceSpec, tokenizer: str, out: str, eod_token: str | None = None) -> str:
     """The `python -m cpt.prepare` command that makes the store `out` of `spec`'s corpus."""
     flags = {"input": spec.path, "format": spec.corpus, "text_field": spec.text_field, "tokenizer": tokenizer}
-    flags |= {"out": out, "validation": f"{spec.validation:g}"}
-    flags |= {"max_chars": spec.max_chars, "eod_token": eod_token}
+    flags |= {"domain_field": spec.domain_field, "out": out, "validation": f"{spec.validation:g}"}
+    flags |= {"replay_holdout": f"{spec.replay_holdout:g}" if spec.replay_holdout else None}
+    flags |= {"dedup": "true" if spec.dedup else None, "max_chars": spec.max_chars, "eod_token": eod_token}
     words = [f"--{k}={v}" for k, v in flags.items() if v is not None and (k, v) != ("text_field", "text")]
     return shlex.join(["python", "-m", "cpt.prepare", *words])
 
@@ -165,31 +195,50 @@ def _tokenizer_of_corpora(spec: TokenizerSpec, sources: Mapping[str, SourceSpec]
 
 def _prepare_source(name: str, spec: SourceSpec, tokenizer: Tokenizer, root: Path, say: Say) -> Source:
     identity = corpus_identity(spec)
-    folder = root / f"{name}-{_hash8([identity, spec.validation, tokenizer.hash])}"
-    if not read_manifest(folder):
+    options = spec.options
+    made_with = [spec.validation, spec.replay_holdout, spec.dedup, options.shard_tokens, FORMAT]
+    folder = root / f"{name}-{_hash8([identity, made_with, tokenizer.hash])}"
+    there = read_manifest(folder)
+    if not there:
         say(f"preparing {name}: {spec.corpus} {spec.path or ''}-> {folder}".replace("  ", " "))
-    documents = read_corpus(spec, f"sources.{name}.corpus")
-    manifest = prepare(documents, tokenizer, folder, spec.validation, identity)
-    validation = TokenStore.open(folder / "validation") if "validation" in manifest["splits"] else None
-    return Source(name, TokenStore.open(folder / "train"), validation, spec.epochs)
+    manifest = prepare(corpus_parts(spec, f"sources.{name}.corpus"), tokenizer, folder, options, identity)
+    for line in left_out(manifest) if not there and manifest["skipped"] else ():
+        say(f"{name}: {line}")
+    return _open_folder(name, spec, folder)
 
 
 def _open_store(name: str, spec: SourceSpec, tokenizer_flag: str) -> Source:
     store = Path(spec.store).expanduser()
     where = f"sources.{name}.store"
     if store.is_dir():
-        splits = read_manifest(store).get("splits")
-        if not splits:
+        if not read_manifest(store):
             command = _command_for_missing(spec, tokenizer_flag)
             raise DataError(f"{where}: {store} holds no finished store; make it with `{command}`")
-        opened = {split: TokenStore.open(store / split) for split in ("train", "validation") if split in splits}
-        for split in opened.values():
-            split.verify()
-        return Source(name, opened["train"], opened.get("validation"), spec.epochs)
+        source = _open_folder(name, spec, store)
+        for split in (source.train, source.validation):
+            if split is not None:
+                split.verify()
+        return source
     prefix = store.with_suffix("") if store.suffix in (".bin", ".idx") else store
-    if not any(path.is_file() for path in paths(prefix)):
+    if not any(path.is_file() for path in (*paths(prefix), *bin_paths(prefix))):
         raise DataError(f"{where}: {store} does not exist; make it with `{_command_for_missing(spec, tokenizer_flag)}`")
-    return Source(name, TokenStore.open(prefix), None, spec.epochs)
+    return Source(name, _part_of(spec, TokenStore.open(prefix)), None, spec.epochs)
+
+
+def _open_folder(name: str, spec: SourceSpec, folder: Path) -> Source:
+    train, validation = TokenStore.open(folder, spec.split), None
+    if "validation" in train.manifest["splits"]:
+        validation = TokenStore.open(folder, "validation")
+        if spec.domain is not None:  # a rare domain may have nothing in it
+            validation = validation.view(spec.domain) if spec.domain in validation.domains else None
+    return Source(name, _part_of(spec, train), validation, spec.epochs)
+
+
+def _part_of(spec: SourceSpec, store: TokenStore) -> TokenStore:
+    """The part of a store that a source reads as training data."""
+    if (spec.domain, spec.skip_tokens, spec.take_tokens, spec.rows) == (None, 0, None, "packed"):
+        return store
+    return store.view(spec.domain, spec.skip_tokens, spec.take_tokens, whole_rows=spec.rows == "stored")
 
 
 def _command_for_missing(spec: SourceSpec, tokenizer_flag: str) -> str:
@@ -212,7 +261,7 @@ def _tokenizer_of_stores(opened: Mapping[str, Source], spec: TokenizerSpec) -> T
     for source in opened.values():
         if source.train.manifest:
             entry = source.train.manifest["tokenizer"]
-            folder = source.train.prefix.parent
+            folder = source.train.folder
             tokenizer = load(folder, entry["eod_token"])
             if tokenizer.hash != entry["hash"]:
                 raise DataError(f"{folder / 'tokenizer.json'}: not the tokenizer that made this store; put it back")

@@ -144,7 +144,8 @@ def take_set(name: str, source: Any, sequences: int, length: int, token_bytes: n
     rows_R = spread(min(sequences, available), available)
     windows_RxM = source.validation.read_rows(rows_R, length)
     bytes_R = None if token_bytes is None else token_bytes[windows_RxM[:, 1:]].sum(axis=1)
-    return EvalSet(name, windows_RxM, bytes_R, rows_R, source.validation.document_at(rows_R * length))
+    documents_R = source.validation.document_at(source.validation.first_token(rows_R, length))
+    return EvalSet(name, windows_RxM, bytes_R, rows_R, documents_R)
 
 
 def spread(n: int, available: int) -> np.ndarray:

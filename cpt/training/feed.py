@@ -85,4 +85,5 @@ def host_batches(plan: RunPlan, data: Data, mix: MixPlan) -> Batches:
             f"batch.sequences: {plan.spec.batch.sequences} rows cannot be split over {jax.process_count()} hosts"
         )
     stores = {name: source.train for name, source in data.sources.items()}
-    return Batches(mix, stores, jax.process_index(), jax.process_count(), end_of_document(plan, data))
+    vocab_size = plan.spec.model.vocab_size
+    return Batches(mix, stores, jax.process_index(), jax.process_count(), end_of_document(plan, data), vocab_size)

@@ -17,7 +17,7 @@ from rich.console import Console
 from cpt.config import RunSpec
 from cpt.data.ledger import Ledger
 from cpt.data.loader import start_at
-from cpt.errors import RunError
+from cpt.errors import DataError, RunError
 from cpt.evaluators.losses import SetLosses, take_set
 from cpt.models import base
 from cpt.models.spec import flops_per_token
@@ -84,7 +84,7 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
             inherit(Path(spec.init.from_run), workdir, plan, start)
         claim(workdir, plan, start)
         recorder = Recorder(workdir, plan, ledger, losses, start, progress, (meta or {}).get("skipped_in_a_row", 0))
-    batches = start_at(host_batches(plan, data, mix), start)
+    batches = keeping(start_at(host_batches(plan, data, mix), start), lambda: save(step, ("rolling",), last=True))
     columns = max(len(p.columns) for p in plan.phases)
 
     def save(step: int, kinds: tuple[str, ...], last: bool) -> None:
@@ -138,6 +138,15 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
     return Outcome(step, stopping, recorder.busy_s)
 
 
+def keeping(batches: Iterator[dict[str, np.ndarray]], save: Callable[[], None]) -> Iterator[dict[str, np.ndarray]]:
+    """The batches; where one cannot be read any more (a disk went away), what was trained is saved before the error."""
+    try:
+        yield from batches
+    except DataError:
+        save()
+        raise
+
+
 @contextlib.contextmanager
 def stopping_says_what_is_safe(checkpoints: Checkpoints, workdir: Path) -> Iterator[None]:
     """Turn what can stop a run half-way into one line that says what is on disk and how to go on."""
@@ -146,6 +155,10 @@ def stopping_says_what_is_safe(checkpoints: Checkpoints, workdir: Path) -> Itera
     except NonFinite as e:
         checkpoints.wait()
         raise RunError(f"{e.what}; {last_good(checkpoints, workdir)}") from e
+    except DataError as e:
+        checkpoints.wait()
+        line = str(e).removeprefix(f"{e.room}: ")
+        raise DataError(f"{line}; checkpoints: {checkpoints.newest()}; mend it and run the same command again") from e
     except (OSError, RunError) as e:
         cause = e if isinstance(e, OSError) else e.__cause__
         if not isinstance(cause, OSError):

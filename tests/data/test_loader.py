@@ -76,7 +76,7 @@ def test_rows_are_those_that_the_mix_names(recipe):
         batch = batches(recipe)[step]
         np.testing.assert_array_equal(batch["source_B"], column_B)
         for b in range(8):
-            tokens = recipe.stores[names[b]].tokens[row_B[b] * 32 : row_B[b] * 32 + 33]
+            tokens = recipe.stores[names[b]].read(row_B[b] * 32, 33)
             np.testing.assert_array_equal(batch["tokens_BxL"][b], tokens[:-1])
             np.testing.assert_array_equal(batch["targets_BxL"][b], tokens[1:])
 
@@ -133,7 +133,7 @@ def test_documents_cannot_be_masked_if_nobody_knows_where_they_end(recipe, tmp_p
 
     for name, store in recipe.stores.items():
         for suffix in (".bin", ".idx"):
-            shutil.copy(store.prefix.with_suffix(suffix), tmp_path / f"{name}{suffix}")
+            shutil.copy(store.folder / f"train-00000{suffix}", tmp_path / f"{name}{suffix}")
     bare = {name: SourceSpec(store=str(tmp_path / name), epochs=9.0) for name in recipe.stores}
     config = toy.get_config(str(tmp_path))
     config.batch.mask_documents = True
@@ -146,3 +146,11 @@ def test_documents_cannot_be_masked_if_nobody_knows_where_they_end(recipe, tmp_p
     batch = host_batches(plan, data, check_data(plan, data))[0]
     ends_BxL = batch["tokens_BxL"] == END
     assert (batch["segments_BxL"][:, -1] == ends_BxL[:, :-1].sum(1)).all() and ends_BxL.any()
+
+
+def test_an_id_beyond_the_vocabulary_stops_at_its_batch(recipe):
+    largest = max(store.max_id() for store in recipe.stores.values())
+    assert Batches(recipe.mix, recipe.stores, vocab_size=largest + 1)[0]
+    with pytest.raises(DataError, match=r"sources\.\w+: row [\d,]+ holds the token id 256, model\.vocab_size=256"):
+        for step in range(12):
+            Batches(recipe.mix, recipe.stores, vocab_size=largest)[step]

@@ -18,8 +18,9 @@ import toy
 from rich.console import Console
 
 from cpt.config import load
+from cpt.data.ids import IdFile
 from cpt.data.preparing import open_sources
-from cpt.errors import RunError
+from cpt.errors import DataError, RunError
 from cpt.plan import resolve
 from cpt.training import checkpoint, faults, logs, loop, recorder, run, step, workdir
 from cpt.training.feed import Data
@@ -394,3 +395,34 @@ def records(raw):
         n = int.from_bytes(raw[:8], "little")
         yield raw[12 : 12 + n]
         raw = raw[16 + n :]
+
+
+def test_a_shard_that_is_cut_off_while_training_costs_nothing(root, finished, tmp_path, monkeypatch):
+    """The run saves where it is and says so; with the shard back it goes on to the same digits."""
+    config = config_of(root)
+    step_of_loss, real = 7, loop.put_batch
+
+    def put(mesh, batch):
+        nonlocal step_of_loss
+        step_of_loss -= 1
+        return real(mesh, batch)
+
+    read = IdFile.read
+
+    def vanished(self, start, count):
+        if step_of_loss <= 0:
+            raise DataError(f"{self.paths[0]}: ends before byte 7; it was cut off since it was opened")
+        return read(self, start, count)
+
+    monkeypatch.setattr(loop, "put_batch", put)
+    monkeypatch.setattr(IdFile, "read", vanished)
+    with pytest.raises(
+        DataError, match=r"^data error: .*cut off .*; checkpoints: the newest finished one is rolling/\d+;"
+    ):
+        train(config, tmp_path / "run")
+    step_of_loss = 10**9
+    assert train(config, tmp_path / "run").step == 12
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        keep = ("step", "loss", "lr", "set", "nats")
+        rows = [[json.loads(t) for t in (d / name).read_text().splitlines()] for d in (tmp_path / "run", finished)]
+        assert [[r.get(k) for k in keep] for r in rows[0]] == [[r.get(k) for k in keep] for r in rows[1]]

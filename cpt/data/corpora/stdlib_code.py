@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cpt.data.corpora._base import Fields
 from cpt.data.corpora._stdlib import source_files
 
 
-def stdlib_code(path: str | None = None, text_field: str = "text") -> Iterator[str]:
+def stdlib_code(path: str | None = None, fields: Fields | None = None) -> Iterator[str]:
     """One document per source file, sorted by path, in the layout of `ast.unparse`.
 
     Docstrings and comments are dropped, so that this corpus and `stdlib_prose` share no text: a shift from one to the

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cpt.data.corpora._base import Fields
 from cpt.data.corpora._files import well_formed
 from cpt.data.corpora._stdlib import source_files
 
 
-def stdlib_prose(path: str | None = None, text_field: str = "text") -> Iterator[str]:
+def stdlib_prose(path: str | None = None, fields: Fields | None = None) -> Iterator[str]:
     """One document per module, its docstrings in the order of the source, then one per topic of `help()`.
 
     The modules are read from their files, not imported. Which text it is depends on the Python version only; a

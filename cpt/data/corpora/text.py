@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from pathlib import PurePath
 
-from cpt.data.corpora._files import existing
+from cpt.data.corpora._base import Bad, Document, Fields, Item, Part
+from cpt.data.corpora._files import COMPRESSED, DAMAGED, InputFile, existing
 from cpt.errors import DataError
 
-SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst")
+SUFFIXES = tuple(f".{kind}{c}" for kind in ("txt", "text", "md", "markdown", "rst") for c in ("", *COMPRESSED))
 
 
-def text(path: str | None, text_field: str) -> Iterator[str]:
-    """The documents of the files at `path`, in the order of their names. Empty files are skipped.
+def text(path: str | None, fields: Fields) -> list[Part]:
+    """The documents of the files at `path`, in the order of their names. Empty files hold none.
 
     Args:
-      path: a file or glob (any suffix), or a folder, of which the `SUFFIXES` are read.
-      text_field: not used, plain text has no fields.
+      path: a file or glob (any suffix), or a folder, of which the `SUFFIXES` are read; several with commas between.
+      fields: plain text has none; with the domain `folder`, the name of the folder that a file lies in is its domain.
 
     Raises:
-      DataError: nothing there, a file that cannot be read or is not UTF-8, no text at all.
+      DataError: nothing there, or another domain field. A file that cannot be read or is not UTF-8 is a `Bad` item.
     """
-    found = existing(path, SUFFIXES)
-    empty = True
-    for file in found:
-        try:
-            document = file.read_text(encoding="utf-8-sig")
-        except OSError as e:
-            raise DataError(f"{file}: cannot be read ({e.strerror})") from e
-        except UnicodeDecodeError as e:
-            raise DataError(f"{file}: not UTF-8 text (byte {e.start:,}); convert it with iconv, or leave it out") from e
-        if document.strip():
-            empty = False
-            yield document
-    if empty:
-        raise DataError(f"{path}: {len(found)} files, but no text in them")
+    if fields.domain not in (None, "folder"):
+        raise DataError(f"{path}: text files have no field '{fields.domain}'; domain_field=folder takes their folders")
+    return [Part(file.name, partial(_items, file, fields), file.size) for file in existing(path, SUFFIXES)]
+
+
+def _items(file: InputFile, fields: Fields) -> Iterator[Item]:
+    try:
+        with file.open() as stream:
+            content = stream.read()
+        document = content.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        why = f"not UTF-8 text (byte {e.start:,}); convert it with iconv, or leave it out"
+        yield Bad("not UTF-8", file.name, why, ends_part=True)
+        return
+    except DAMAGED as e:
+        yield file.damaged(e)
+        return
+    yield Document(document, PurePath(file.name).parent.name if fields.domain else "")

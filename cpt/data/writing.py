@@ -1,0 +1,365 @@
+"""Writes a token store in pieces that survive: what is committed is kept, whatever stops the process.
+
+Documents gather in memory. A commit appends them to the shards, brings those to the disk and then, in one transaction
+of a small SQLite file beside them, notes how long each shard is, how far the input was read and which documents were
+seen. After a kill the shards are cut back to what the journal says, so the rest of the work gives the same bytes as if
+nothing had happened. The manifest comes last; until it is there the folder holds no store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cpt.data.manifest import MANIFEST, domain_entries, file_hash, read_manifest, sampled_hash, write_manifest
+from cpt.data.megatron import checked, paths, sync, token_dtype, write_index
+from cpt.data.store import TokenStore
+from cpt.data.tokenizers._base import Tokenizer
+from cpt.errors import DataError
+
+FORMAT = 2
+JOURNAL = "journal.sqlite"
+SHARD_TOKENS = 1 << 28  # half a gigabyte of uint16
+MOST_DOMAINS = 1000
+COUNTS = ("documents", "tokens", "bytes", "text_bytes")
+_OURS = re.compile(r"(train|validation|replay_holdout)(-.+)?-\d{5}\.(bin|idx|sizes)$")
+
+
+@dataclass
+class ShardState:
+    """A shard that is being written: what is committed of it, and what waits in memory."""
+
+    name: str
+    domain: str
+    documents: int = 0
+    tokens: int = 0
+    text_bytes: int = 0
+    max_id: int = -1
+    closed: dict[str, Any] | None = None
+    waiting: list[np.ndarray] = field(default_factory=list, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if k != "waiting"}
+
+
+class StoreWriter:
+    """`with StoreWriter(...) as w: w.add("train", domain, ids, text_bytes); ...; w.finish()`.
+
+    Entering takes the folder's lock and goes on from the last commit if there is one of the same `identity`; `position`
+    is then what was given to that commit, else None. Leaving without `finish` keeps what is committed. Where the folder
+    holds the finished store already, `done` is its manifest, and there is nothing to write.
+
+    Args:
+      out: folder of the store; made if need be.
+      tokenizer: which made the ids; it is kept beside them.
+      identity: JSON data that decides the content, `tokenizer` and `format` added to it; stored in the manifest.
+      splits: names of the splits.
+      shard_tokens: a shard is closed before the document that would take it beyond this.
+      command: makes the store again; for error messages.
+
+    Raises:
+      DataError: `out` holds a finished store of something else, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        tokenizer: Tokenizer,
+        identity: Mapping[str, Any],
+        splits: tuple[str, ...],
+        shard_tokens: int = SHARD_TOKENS,
+        command: str | None = None,
+    ):
+        self.out, self.tokenizer, self.splits, self.command = out, tokenizer, splits, command
+        self.shard_tokens = shard_tokens
+        self.identity = whole_identity(identity, tokenizer, shard_tokens)
+        self.dtype = token_dtype(tokenizer.vocab_size).newbyteorder("<")
+        self.done: dict[str, Any] | None = None
+        self.position: Any = None
+        self.counters: dict[str, Any] = {}
+        self.waiting_tokens = 0  # that are not committed
+        self.shards: dict[str, list[ShardState]] = {}
+        self._stack = contextlib.ExitStack()
+        self._domains: set[str] = set()
+
+    def __enter__(self) -> StoreWriter:
+        with disk_errors(self.out):
+            self._stack.enter_context(locked(self.out / ".lock"))
+            try:
+                self.done = finished(self.out, self.identity)
+                if self.done is None:
+                    # From here to the new manifest the folder is unfinished, whatever stops us.
+                    (self.out / MANIFEST).unlink(missing_ok=True)
+                    if not self._resume():
+                        self._begin()
+            except BaseException:
+                self._stack.close()
+                raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    # ---- writing ----
+    @property
+    def n_tokens(self) -> int:
+        return sum(s.tokens for shards in self.shards.values() for s in shards)
+
+    @property
+    def n_documents(self) -> int:
+        return sum(s.documents for shards in self.shards.values() for s in shards)
+
+    def is_new(self, key: bytes) -> bool:
+        """Whether this key was not asked for before, also before a kill; it is remembered from now on."""
+        return self._journal.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount == 1
+
+    def add(self, split: str, domain: str, ids: np.ndarray, text_bytes: int) -> None:
+        """Append one document, its end-of-document id included.
+
+        Raises:
+          DataError: an id that the tokenizer does not have, too many domains.
+        """
+        shards = self.shards.setdefault(stem(split, domain), [])
+        if not shards or (shards[-1].tokens and shards[-1].tokens + len(ids) > self.shard_tokens):
+            self._check_domain(domain)
+            shards.append(ShardState(f"{stem(split, domain)}-{len(shards):05d}", domain))
+        shard = shards[-1]
+        highest = checked(ids, self.dtype, self.out / f"{shard.name}.bin")
+        if highest >= self.tokenizer.vocab_size:
+            raise DataError(f"{self.out}: token id {highest} is not one of the tokenizer's {self.tokenizer.vocab_size}")
+        shard.waiting.append(np.asarray(ids, self.dtype))
+        self.waiting_tokens += len(ids)
+        shard.documents, shard.tokens = shard.documents + 1, shard.tokens + len(ids)
+        shard.text_bytes, shard.max_id = shard.text_bytes + text_bytes, max(shard.max_id, highest)
+
+    def commit(self, position: Any) -> None:
+        """Bring everything so far to the disk; `position` (JSON data) says where the input goes on."""
+        with disk_errors(self.out):
+            for shards in self.shards.values():
+                for shard in shards:
+                    self._append(shard)
+                for shard in shards[:-1]:
+                    shard.closed = shard.closed or self._close(shard)
+            self._note(position)
+
+    def finish(self, **more: Any) -> dict[str, Any]:
+        """Close the shards, write tokenizer and manifest, and return the manifest; `more` are fields of it."""
+        with disk_errors(self.out):
+            for shards in self.shards.values():
+                for shard in shards:
+                    self._append(shard)
+                    shard.closed = shard.closed or self._close(shard)
+            self._note(self.position)
+            self.tokenizer.save(self.out / "tokenizer.json")
+            splits = {split: self._split_entry(split) for split in self.splits}
+            write_manifest(
+                self.out, {**self.identity, "splits": splits, "versions": _versions(), "command": self.command, **more}
+            )
+            self._journal.close()
+            for path in (*self.out.glob("*.sizes"), *self.out.glob(f"{JOURNAL}*")):
+                path.unlink(missing_ok=True)
+            return read_manifest(self.out)
+
+    def _check_domain(self, domain: str) -> None:
+        self._domains.add(domain)
+        if len(self._domains) > MOST_DOMAINS:
+            raise DataError(
+                f"{self.out}: more than {MOST_DOMAINS:,} domains, such as '{domain}'; is the domain field one that "
+                "differs in every document?"
+            )
+
+    def _append(self, shard: ShardState) -> None:
+        if not shard.waiting:
+            return
+        sizes = np.array([len(ids) for ids in shard.waiting], "<i4")
+        for suffix, content in (("bin", np.concatenate(shard.waiting)), ("sizes", sizes)):
+            with (self.out / f"{shard.name}.{suffix}").open("ab") as f:
+                f.write(content.data)
+                sync(f)
+        shard.waiting.clear()
+
+    def _close(self, shard: ShardState) -> dict[str, Any]:
+        """Write the index of a shard that will not grow any more; what the manifest says of it."""
+        prefix = self.out / shard.name
+        bin_path, idx_path = paths(prefix)
+        write_index(idx_path, np.fromfile(prefix.with_name(f"{shard.name}.sizes"), "<i4"), self.dtype)
+        return {
+            **{k: getattr(shard, k) for k in ("name", "domain", "documents", "tokens", "text_bytes", "max_id")},
+            "bytes": bin_path.stat().st_size,
+            "sha256": file_hash(bin_path),
+            "index_sha256": file_hash(idx_path),
+            "sampled_sha256": sampled_hash(prefix),
+        }
+
+    def _split_entry(self, split: str) -> dict[str, Any]:
+        ours = sorted((k, v) for k, v in self.shards.items() if re.fullmatch(rf"{split}(-.*)?", k))
+        entries = [shard.closed for _, shards in ours for shard in shards]
+        totals = {key: sum(e[key] for e in entries) for key in COUNTS}
+        return {
+            **totals,
+            "max_id": max((e["max_id"] for e in entries), default=-1),
+            "domains": domain_entries(entries),
+            "shards": entries,
+        }
+
+    # ---- the journal ----
+    def _begin(self) -> None:
+        """An empty store: nothing of an attempt that was another one is left in the folder."""
+        for path in self.out.iterdir():
+            if _OURS.fullmatch(path.name) or path.name.startswith(JOURNAL) or path.name.endswith(".tmp"):
+                path.unlink()
+        self._journal = self._open_journal()
+        self._journal.execute("CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT)")
+        self._journal.execute("CREATE TABLE seen (key BLOB PRIMARY KEY) WITHOUT ROWID")
+        self._journal.execute("INSERT INTO state VALUES ('identity', ?)", (_canonical(self.identity),))
+        self._note(None)
+
+    def _open_journal(self) -> sqlite3.Connection:
+        journal = sqlite3.connect(self.out / JOURNAL, isolation_level=None)
+        self._stack.callback(journal.close)
+        journal.execute("PRAGMA synchronous=FULL")
+        journal.execute("PRAGMA cache_size=-65536")  # KiB: constant memory, whatever was seen
+        journal.execute("BEGIN")
+        return journal
+
+    def _note(self, position: Any) -> None:
+        state = {"position": position, "counters": self.counters}
+        state["shards"] = {k: [s.to_json() for s in shards] for k, shards in self.shards.items()}
+        self._journal.execute("INSERT OR REPLACE INTO state VALUES ('state', ?)", (json.dumps(state),))
+        self._journal.execute("COMMIT")
+        self._journal.execute("BEGIN")
+        self.position, self.waiting_tokens = position, 0
+
+    def _resume(self) -> bool:
+        """Go on from the journal's last commit, if it is one of this very store and the shards hold what it says."""
+        if not (self.out / JOURNAL).is_file():
+            return False
+        try:
+            self._journal = self._open_journal()
+            rows = dict(self._journal.execute("SELECT key, value FROM state"))
+            if rows.get("identity") != _canonical(self.identity):
+                return False
+            state = json.loads(rows["state"])
+            self.shards = {k: [ShardState(**s) for s in shards] for k, shards in state["shards"].items()}
+        except (sqlite3.DatabaseError, KeyError, TypeError, ValueError):
+            return False
+        if not all(self._cut_back(s) for shards in self.shards.values() for s in shards):
+            self.shards = {}
+            return False
+        known = {f"{s.name}.bin" for shards in self.shards.values() for s in shards}
+        for path in self.out.glob("*.bin"):  # begun after the last commit
+            if _OURS.fullmatch(path.name) and path.name not in known:
+                for suffix in (".bin", ".sizes", ".idx"):
+                    path.with_suffix(suffix).unlink(missing_ok=True)
+        self.position, self.counters = state["position"], state["counters"]
+        self._domains = {s.domain for shards in self.shards.values() for s in shards}
+        return True
+
+    def _cut_back(self, shard: ShardState) -> bool:
+        committed = {"bin": shard.tokens * self.dtype.itemsize, "sizes": shard.documents * 4}
+        for suffix, size in committed.items():
+            path = self.out / f"{shard.name}.{suffix}"
+            if not path.is_file() or path.stat().st_size < size:
+                return False
+            os.truncate(path, size)
+        return True
+
+
+def stem(split: str, domain: str) -> str:
+    """How the shards of a domain are called: its name as far as a file may be called that, and a hash where it may not.
+
+    The name depends on the domain alone, so it is the same whichever domains come before it.
+    """
+    if not domain:
+        return split
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", domain)[:60]
+    mark = "" if safe == domain else f"-{hashlib.blake2b(domain.encode(), digest_size=3).hexdigest()}"
+    return f"{split}-{safe}{mark}"
+
+
+def whole_identity(identity: Mapping[str, Any], tokenizer: Tokenizer, shard_tokens: int) -> dict[str, Any]:
+    """`identity` with what every store has."""
+    names = ("kind", "hash", "vocab_size", "eod_token", "eod_id")
+    return {
+        **identity,
+        "tokenizer": {k: getattr(tokenizer, k) for k in names},
+        "shard_tokens": shard_tokens,
+        "format": FORMAT,
+    }
+
+
+def finished(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest of the finished, undamaged store in `out` that agrees with `identity`, or `None` if it must be made.
+
+    Raises:
+      DataError: there is a finished store of something else, which is not overwritten.
+    """
+    try:
+        manifest = read_manifest(out)
+    except DataError:
+        return None
+    if not manifest:
+        return None
+    differing = [k for k, v in identity.items() if manifest.get(k) != v]
+    if differing:
+        raise DataError(f"{out}: holds a finished store with another {differing[0]}; remove it, or name another folder")
+    try:
+        for split in manifest["splits"]:
+            TokenStore.open(out, split).verify()
+    except DataError:
+        return None
+    return manifest if (out / "tokenizer.json").is_file() else None
+
+
+@contextlib.contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Failures of the disk as one line; what is committed is kept."""
+    try:
+        yield
+    except OSError as e:
+        what = "the disk is full" if e.errno in (errno.ENOSPC, errno.EDQUOT) else e.strerror or str(e)
+        raise DataError(f"{e.filename or out}: {what}; make room or mend it, then run the same again") from e
+    except sqlite3.OperationalError as e:
+        raise DataError(f"{out / JOURNAL}: {e}; make room or mend it, then run the same again") from e
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """One process at a time: a second one that wants the same store waits and then finds it finished.
+
+    Yields whether the lock was given.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as e:
+        raise DataError(f"{path.parent}: cannot be written ({e.strerror}); name another folder") from e
+    with file:
+        # Some network file systems have no locks; then two processes may do the same work, into files of their own.
+        alone = False
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+            alone = True
+        yield alone
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in ("numpy", "tokenizers")}

@@ -1,4 +1,4 @@
-"""What preparing costs beside the tokenizer: speed against `encode_batch` alone, memory, and the same bytes after kills.
+"""What preparing costs beside the tokenizer: its speed against `encode_batch` alone, its memory, its bytes after kills.
 
 The corpus is made here, in the format of The Pile: passages of the standard library's prose and code, in random order,
 under the names of its sets, as JSON lines in one `.zst`. Both sides see the same text with the same tokenizer.
@@ -154,7 +154,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _digest(folder: Path) -> str:
-    """Over the names and bytes of everything in a store, but for the command in its manifest, which names its folder."""
+    """Over names and bytes of everything in a store, but for the command in its manifest, which names its folder."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
         content = path.read_bytes()

@@ -91,3 +91,29 @@ def test_a_data_set_becomes_a_store_without_tensorflow(folder, tmp_path):
 
     stores = [TokenStore.open(tmp_path / "s", split) for split in ("train", "validation")]
     assert sum(s.n_documents for s in stores) == 25 and set(stores[0].domains) == {"a", "b"}
+
+
+def test_a_store_as_a_data_set_and_back(tmp_path):
+    """Ids, order, splits and domains survive; made again from the data set, the store has the same tokens."""
+    from cpt.data.corpora._base import Document, Part
+    from cpt.data.preparing import SourceSpec, corpus_parts
+    from cpt.data.store import TokenStore
+    from cpt.data.tfds_export import export
+    from cpt.data.tokenizers.byte import byte
+    from cpt.data.tokenizing import Options, prepare
+
+    documents = [Document(f"Grüße {i}", ("", "a b")[i % 2]) for i in range(60)]
+    prepare([Part("p", lambda: iter(documents))], byte(), tmp_path / "s", Options(validation=0.2), {})
+    folder = export(tmp_path / "s")
+    stored = {split: list(TokenStore.open(tmp_path / "s", split).documents()) for split in ("train", "validation")}
+    for split, expected in stored.items():
+        found = items(f"{folder}#{split}", "tokens", domain="domain")
+        assert [(d.domain, d.ids.tolist()) for d in found] == [(d, ids.tolist()) for _, d, ids in expected]
+    assert export(tmp_path / "s") == folder  # left alone
+    source = SourceSpec("tfds", f"{folder}#train", text_field="tokens", domain_field="domain", validation=0.0)
+    prepare(corpus_parts(source, "x"), byte(), tmp_path / "again", Options(), {})
+    again = TokenStore.open(tmp_path / "again")
+    assert again.fingerprint == TokenStore.open(tmp_path / "s").fingerprint
+    prepare([Part("p", lambda: iter(documents[:30]))], byte(), tmp_path / "t", Options(validation=0.2), {})
+    with pytest.raises(DataError, match="holds a data set of another store"):
+        export(tmp_path / "t", tmp_path / "s" / "tfds")

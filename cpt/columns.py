@@ -6,18 +6,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from cpt.config import PhaseSpec, RunSpec
+from cpt.data.spec import EARLIER
 from cpt.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True)
 class Column:
-    """One origin of a phase's rows: a source, or the replay of an earlier phase.
+    """One origin of a phase's rows: a source, or the replay of an earlier phase or of an outside store.
 
     Attributes:
       name: what logs and ledger call it: the source's name, or `replay(<phase>)`.
       role: "new" or "replay".
       source: the source it reads on in; None where it re-reads the recorded stream of the phase `of`.
-      of: the phase that is replayed; None for new data.
+      of: the phase that is replayed; None for new data and for an outside store.
       part: this column's part of the phase's replay share (1 unless several phases or sources are replayed).
     """
 
@@ -28,11 +29,19 @@ class Column:
     part: float = 1.0
 
 
-def columns_of(spec: RunSpec, name: str, earlier: Mapping[str, PhaseSpec]) -> tuple[Column, ...]:
+@dataclass(frozen=True)
+class Earlier:
+    """A phase before the one in question: its config and its new tokens."""
+
+    spec: PhaseSpec
+    new_tokens: float
+
+
+def columns_of(spec: RunSpec, name: str, earlier: Mapping[str, Earlier]) -> tuple[Column, ...]:
     """Where the rows of phase `name` come from, in a stated order.
 
     Args:
-      earlier: the phases before it.
+      earlier: the phases before it, in order.
 
     Raises:
       ConfigError: an unknown source or phase, a share that is none, parts that are none.
@@ -54,29 +63,71 @@ def columns_of(spec: RunSpec, name: str, earlier: Mapping[str, PhaseSpec]) -> tu
         raise ConfigError(f"{where}.replay.of: name the earlier phase to replay  (earlier: {list(earlier)})")
     if not replay.active:
         return new
-    return (*new, *_replay_columns(phase, where, earlier))
+    return (*new, *_replay_columns(spec, phase, where, earlier))
 
 
-def _replay_columns(phase: PhaseSpec, where: str, earlier: Mapping[str, PhaseSpec]) -> Iterator[Column]:
-    replay = phase.replay
-    parts = {} if isinstance(replay.of, str) else dict(replay.of)
-    if parts and not (min(parts.values()) >= 0 and sum(parts.values()) > 0):
-        raise ConfigError(f"{where}.replay.of: parts must be at least 0 and not all 0, got {parts}")
-    for name, part in replay.parts.items():
-        if name not in earlier:
-            raise ConfigError(
-                f"{where}.replay.of: '{name}' is not an earlier phase{nearest(name, earlier)}"
-                f"  (earlier: {', '.join(earlier) or 'none'})"
-            )
+def _replay_columns(spec: RunSpec, phase: PhaseSpec, where: str, earlier: Mapping[str, Earlier]) -> Iterator[Column]:
+    for name, part in _parts(spec, phase, where, earlier).items():
         label = f"replay({name})"
-        if replay.range != "unseen":
+        if name not in earlier:
+            yield _outside(spec, phase, where, name, part)
+        elif phase.replay.range != "unseen":
             yield Column(label, "replay", None, name, part)
-            continue
-        old = {s: q for s, q in earlier[name].mix.items() if q > 0}
-        if both := set(old) & set(phase.mix):
+        else:
+            old = {s: q for s, q in earlier[name].spec.mix.items() if q > 0}
+            if both := set(old) & set(phase.mix):
+                raise ConfigError(
+                    f"{where}.replay.range: 'unseen' would read {sorted(both)} twice over; it is in `mix` already"
+                )
+            for source in sorted(old):
+                named = label if len(old) == 1 else f"{label}/{source}"
+                yield Column(named, "replay", source, name, part * old[source] / sum(old.values()))
+
+
+def _parts(spec: RunSpec, phase: PhaseSpec, where: str, earlier: Mapping[str, Earlier]) -> dict[str, float]:
+    """What is replayed, each with its part of the share; the parts sum to 1."""
+    replay = phase.replay
+    named = replay.named
+    if EARLIER in named:
+        if len(named) > 1 or not earlier:
             raise ConfigError(
-                f"{where}.replay.range: 'unseen' would read {sorted(both)} twice over; it is in `mix` already"
+                f"{where}.replay.of: '{EARLIER}' stands alone and needs a phase before (got {list(named)})"
             )
-        for source in sorted(old):
-            named = label if len(old) == 1 else f"{label}/{source}"
-            yield Column(named, "replay", source, name, part * old[source] / sum(old.values()))
+        named = dict.fromkeys(earlier, 1.0)
+    for name in named:
+        if name not in earlier and (name in spec.phases or name not in spec.sources):
+            offered = [*earlier, *(s for s in spec.sources if s not in spec.phases)]
+            raise ConfigError(
+                f"{where}.replay.of: '{name}' is not an earlier phase{nearest(name, offered)}"
+                f"  (earlier: {', '.join(earlier) or 'none'}; or a source that no phase learns)"
+            )
+    if replay.between != "given":
+        if outside := [name for name in named if name not in earlier]:
+            raise ConfigError(f"{where}.replay.between: '{outside[0]}' is no phase; give the parts in replay.of")
+        names = list(earlier)
+        weigh = {
+            "equal": lambda name: 1.0,
+            "proportional": lambda name: earlier[name].new_tokens,
+            "power": lambda name: (len(names) - names.index(name)) ** -replay.power,
+        }[replay.between]
+        named = {name: weigh(name) for name in named}
+    total = sum(named.values())
+    if not (min(named.values()) >= 0 and total > 0):
+        raise ConfigError(f"{where}.replay.of: parts must be at least 0 and not all 0, got {named}")
+    return {name: part / total for name, part in named.items() if part > 0}
+
+
+def _outside(spec: RunSpec, phase: PhaseSpec, where: str, name: str, part: float) -> Column:
+    """A store that only replay reads: what a model saw that was trained elsewhere."""
+    for learning in spec.order:
+        if name in spec.phases[learning].mix:
+            raise ConfigError(
+                f"{where}.replay.of: '{name}' is a source that phase '{learning}' learns; replay that phase, or "
+                "declare the old part of it as a source of its own (skip_tokens, take_tokens)"
+            )
+    if phase.replay.range != "seen":
+        raise ConfigError(
+            f"{where}.replay.range: '{phase.replay.range}' is of phases; of the store '{name}' say with "
+            f"sources.{name}.skip_tokens and take_tokens which part to read"
+        )
+    return Column(f"replay({name})", "replay", name, None, part)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 from cpt.data.preparing import SourceSpec
+from cpt.data.spec import MixerSpec, ReplayShareSpec, ReplaySpec
 from cpt.data.tokenizers._base import TokenizerSpec
 from cpt.errors import ConfigError, nearest
 from cpt.models.spec import ModelSpec
@@ -42,52 +43,6 @@ class BatchSpec:
                 raise ConfigError(f"batch.{name}: {getattr(self, name)} is not at least 1")
         if self.sequences % self.accumulate:
             raise ConfigError(f"batch.accumulate: {self.accumulate} does not divide batch.sequences={self.sequences}")
-
-
-@dataclass(frozen=True)
-class ReplaySpec:
-    """Old data mixed into a new phase (2403.08763, section 4.2: "compute-equivalent replay").
-
-    Attributes:
-      of: the earlier phase whose data is replayed, or several with their parts, `{"pile": 0.5, "code": 0.5}`; None
-        means no replay.
-      share: share of each batch's rows that is replayed, in [0, 1).
-      range: `seen` reads the rows that phase consumed; `unseen` goes on where its sources stopped; `reservoir` reads a
-        uniform sample of `reservoir` tokens of what was seen.
-      order: `original` keeps the order in which the phase consumed its rows (as the paper does); `shuffled` does not.
-      accounting: `fixed_total` displaces new tokens and keeps the compute; `fixed_new` adds replay on top of the
-        phase's budget of new tokens.
-      max_repeats: passes over the range that are allowed, by all phases that replay it together; needing more is an
-        error, never a silent wrap-around.
-      reservoir: size of the reservoir in tokens.
-    """
-
-    of: str | Mapping[str, float] | None = None
-    share: float = 0.0
-    range: Literal["seen", "unseen", "reservoir"] = "seen"
-    order: Literal["original", "shuffled"] = "original"
-    accounting: Literal["fixed_total", "fixed_new"] = "fixed_total"
-    max_repeats: float = 1.0
-    reservoir: int | None = None
-
-    @property
-    def active(self) -> bool:
-        return bool(self.of) and self.share > 0
-
-    @property
-    def parts(self) -> dict[str, float]:
-        """The replayed phases by name, each with its part of the share; the parts sum to 1."""
-        of = {self.of: 1.0} if isinstance(self.of, str) else dict(self.of or {})
-        total = sum(of.values())
-        return {name: part / total for name, part in of.items() if part > 0} if total > 0 else {}
-
-
-@dataclass(frozen=True)
-class MixerSpec:
-    """How the shares of a phase come about: `fixed` takes `mix` as it is; others may change it over the phase."""
-
-    kind: str = "fixed"
-    options: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,6 +90,7 @@ class PhaseSpec:
       replay: old data in this phase.
       weights: objective weight per source (or `replay(<phase>)`); a source without one is weighted by its share.
         The multiplier of a token is weight/share, divided by the sum of the weights of what is read.
+      weights_end: objective weights at the end of the phase; those named move there from `weights` in a straight line.
       lr: learning-rate schedule of the phase.
       optimizer: what happens to the optimizer state when the phase begins.
       b2, weight_decay: what becomes of them in the phase; nothing unless given.
@@ -149,6 +105,7 @@ class PhaseSpec:
     mixer: MixerSpec = MixerSpec()
     replay: ReplaySpec = ReplaySpec()
     weights: Mapping[str, float] = field(default_factory=dict)
+    weights_end: Mapping[str, float] = field(default_factory=dict)
     lr: LRSpec = LRSpec()
     optimizer: PolicySpec = PolicySpec()
     b2: FollowSpec = FollowSpec()
@@ -362,6 +319,7 @@ source = partial(section, SourceSpec)
 phase = partial(section, PhaseSpec)
 mixer = partial(section, MixerSpec)
 replay = partial(section, ReplaySpec)
+replay_share = partial(section, ReplayShareSpec)
 lr = partial(section, LRSpec)
 policy = partial(section, PolicySpec)
 follow = partial(section, FollowSpec)

@@ -11,17 +11,16 @@ import bisect
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from cpt import registry
-from cpt.columns import Column, columns_of
+from cpt.columns import Column, Earlier, columns_of
 from cpt.config import PhaseSpec, RunSpec, identity
+from cpt.data import replaying
 from cpt.errors import ConfigError, nearest
+from cpt.phase import Phase
 from cpt.schedules.composer import Schedule
 from cpt.schedules.spec import Span, build
 from cpt.schedules.trunk import CONTINUE, Share, branched, lay, total_steps
@@ -36,81 +35,6 @@ class Clock:
     phase: str
     step_in_phase: int
     tokens: int
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A phase with every duration resolved to steps.
-
-    Attributes:
-      first_step, steps: the updates `first_step .. first_step + steps - 1` belong to it.
-      first_token: tokens trained on before it.
-      sequences, tokens_per_step: rows of a batch; rows times their length.
-      columns: where its rows come from, in a stated order.
-      schedule: learning rate by step in the phase.
-      eval_steps: sorted steps in the phase, 0 and `steps` included.
-      eval_every: interval of the regular evaluations, in steps (0: none).
-      rolling, grid: checkpoint intervals in steps (0: none).
-    """
-
-    name: str
-    index: int
-    spec: PhaseSpec
-    first_step: int
-    steps: int
-    first_token: int
-    sequences: int
-    tokens_per_step: int
-    columns: tuple[Column, ...]
-    schedule: Schedule
-    eval_steps: tuple[int, ...]
-    eval_every: int
-    rolling: int
-    grid: int
-    sources: Mapping[str, Any] = field(repr=False)
-
-    @property
-    def end(self) -> int:
-        return self.first_step + self.steps
-
-    @property
-    def tokens(self) -> int:
-        return self.steps * self.tokens_per_step
-
-    def learning_rates(self) -> np.ndarray:
-        """float64 `[steps]`: the learning rate of each of its updates."""
-        rates = self.schedule.values(0, self.steps)
-        if self.spec.optimizer.policy == "lr0_warm":
-            rates[: self.spec.optimizer.steps] = 0.0
-        return rates
-
-    @cached_property
-    def _mixer(self):
-        return registry.find("cpt.data.mixers", self.spec.mixer.kind, f"phases.{self.name}.mixer.kind")
-
-    def shares(self, step: int) -> tuple[float, ...]:
-        """Share of each column in the batch of `step` (in the phase); sums to 1."""
-        mix = self._mixer(self, self.sources, step)
-        total = sum(mix.values())
-        if not (abs(total - 1) <= 1e-6 and min(mix.values()) >= 0):  # so that NaN is wrong too
-            raise ConfigError(f"phases.{self.name}.mix: shares sum to {total:g} at step {step}, not 1 ({dict(mix)})")
-        replay = self.spec.replay.share if self.spec.replay.active else 0.0
-        return tuple(
-            (1 - replay) * mix.get(c.source, 0.0) / total if c.role == "new" else replay * c.part for c in self.columns
-        )
-
-    def multipliers(self, step: int) -> tuple[float, ...]:
-        """Loss multiplier of a token of each column: weight / share / sum of the weights; exactly 1.0 without weights.
-
-        The sum is the plan's, not that of the rows that fell into a batch: a source that is in few batches would
-        otherwise count for less than its weight.
-        """
-        shares, weights = self.shares(step), self.spec.weights
-        if not weights:
-            return (1.0,) * len(shares)
-        weight = [weights.get(c.name, q) if q > 0 else 0.0 for c, q in zip(self.columns, shares, strict=True)]
-        total = sum(weight)
-        return tuple(w / q / total if q > 0 else 1.0 for w, q in zip(weight, shares, strict=True))
 
 
 @dataclass(frozen=True)
@@ -247,6 +171,8 @@ def _check_kinds(spec: RunSpec) -> None:
     registry.check("cpt.models", spec.model.family, "model.family")
     registry.check("cpt.optimizers", spec.optimizer.kind, "optimizer.kind")
     registry.check("cpt.data.tokenizers", spec.tokenizer.kind, "tokenizer.kind")
+    for name, phase in spec.phases.items():
+        registry.check("cpt.data.replay_shares", phase.replay.schedule.kind, f"phases.{name}.replay.schedule.kind")
     for name, source in spec.sources.items():
         if source.corpus is not None:
             registry.check("cpt.data.corpora", source.corpus, f"sources.{name}.corpus")
@@ -288,7 +214,7 @@ def _share(phase: PhaseSpec, tokens_per_step: int, where: str) -> Share:
 def _resolve_phase(spec: RunSpec, name: str, before: list[Phase], schedule: Schedule) -> Phase:
     phase, where = spec.phases[name], f"phases.{name}"
     tokens_per_step = spec.batch.sequences * spec.batch.length
-    columns, steps = columns_of(spec, name, {p.name: p.spec for p in before}), schedule.steps
+    columns, steps = columns_of(spec, name, {p.name: Earlier(p.spec, p.new_tokens) for p in before}), schedule.steps
     span = Span(steps, tokens_per_step, phase.open_ended)
     grid, eval_every = spec.checkpoints.grid, span.duration(phase.evaluate.every, f"{where}.evaluate.every")
     resolved = Phase(
@@ -302,6 +228,7 @@ def _resolve_phase(spec: RunSpec, name: str, before: list[Phase], schedule: Sche
         tokens_per_step=tokens_per_step,
         columns=columns,
         schedule=schedule,
+        replay=replaying.resolved(phase.replay, steps, tokens_per_step, where),
         eval_steps=_eval_steps(phase, steps, eval_every),
         eval_every=eval_every,
         rolling=span.duration(spec.checkpoints.rolling, "checkpoints.rolling"),
@@ -312,15 +239,23 @@ def _resolve_phase(spec: RunSpec, name: str, before: list[Phase], schedule: Sche
     resolved.shares(0)
     phase.b2.check(0.0, 1.0, f"{where}.b2")
     phase.weight_decay.check(0.0, math.inf, f"{where}.weight_decay")
-    for key, weight in phase.weights.items():
-        if key not in [c.name for c in columns]:
-            raise ConfigError(
-                f"{where}.weights.{key}: nothing of that name is read in this phase"
-                f"{nearest(key, [c.name for c in columns])}  (read: {', '.join(c.name for c in columns)})"
-            )
-        if weight < 0:
-            raise ConfigError(f"{where}.weights.{key}: {weight} is negative")
+    _check_weights(phase, [c.name for c in columns], where)
     return resolved
+
+
+def _check_weights(phase: PhaseSpec, columns: list[str], where: str) -> None:
+    for field_name, weights in (("weights", phase.weights), ("weights_end", phase.weights_end)):
+        for key, weight in weights.items():
+            if key not in columns:
+                raise ConfigError(
+                    f"{where}.{field_name}.{key}: nothing of that name is read in this phase"
+                    f"{nearest(key, columns)}  (read: {', '.join(columns)})"
+                )
+            if not weight >= 0:
+                raise ConfigError(f"{where}.{field_name}.{key}: {weight} is negative")
+    for key in phase.weights_end:
+        if key not in phase.weights:
+            raise ConfigError(f"{where}.weights_end.{key}: give the weight it begins with as {where}.weights.{key}")
 
 
 def _check_read_once(columns: tuple[Column, ...], where: str) -> None:
@@ -340,10 +275,9 @@ def _phase_steps(phase: PhaseSpec, tokens_per_step: int, where: str) -> int:
     if phase.steps is not None:
         steps = phase.steps
     else:
-        budget = float(phase.tokens)
+        steps = math.floor(phase.tokens / tokens_per_step + 1e-9)
         if phase.replay.active and phase.replay.accounting == "fixed_new":
-            budget /= 1 - phase.replay.share
-        steps = math.floor(budget / tokens_per_step + 1e-9)
+            steps = replaying.steps_of_new(phase.replay, phase.tokens, tokens_per_step, where)
     if steps < 1:
         raise ConfigError(f"{where}: no tokens: the budget is smaller than one batch of {tokens_per_step:,} tokens")
     return steps

@@ -34,7 +34,12 @@ PURE = (
     "cpt.main",
 )
 ONLY = {"flax": "cpt.models", "grain": "cpt.data.loader", "orbax": "cpt.training.checkpoint"}
-SHARED_BASES = ("cpt.data.tokenizers._base", "cpt.data.corpora._base", "cpt.data.corpora._files")
+SHARED_BASES = (
+    "cpt.data.mixers._base",
+    "cpt.data.tokenizers._base",
+    "cpt.data.corpora._base",
+    "cpt.data.corpora._files",
+)
 LONGEST_FILE, LONGEST_FUNCTION = 400, 80
 # The loop is meant to be read from top to bottom in one piece.
 LONGER = {"cpt.training.loop.train": 90}

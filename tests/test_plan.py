@@ -9,13 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpt import config as c
+from cpt import registry
 from cpt.config import RunSpec, load
-from cpt.data.mix import row_counts
+from cpt.data.mix import MixPlan, row_counts
 from cpt.errors import ConfigError
 from cpt.plan import RunPlan, resolve
 from cpt.sections import parse
@@ -23,11 +25,15 @@ from cpt.sections import parse
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def recipe(file: str, *arguments: str):
+def module_of(file: str):
     spec = importlib.util.spec_from_file_location("recipe", ROOT / "configs" / file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config(*arguments)
+    return module
+
+
+def recipe(file: str, *arguments: str):
+    return module_of(file).get_config(*arguments)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +70,7 @@ def planned(toy_root):
         ("rewarm_same_data.py", None),
         ("infinite_schedule.py", "infinite"),
         ("infinite_schedule.py", "cosine"),
+        ("data_mixing.py", None),
     ],
 )
 def test_every_recipe_is_a_plan_and_says_what_to_expect(file, argument):
@@ -78,7 +85,23 @@ def test_no_recipe_is_forgotten():
         "pile_to_slimpajama.py",
         "rewarm_same_data.py",
         "infinite_schedule.py",
+        "data_mixing.py",
     }
+
+
+def test_every_method_of_mixing_is_a_plan_that_reads_what_it_says():
+    """All variants of `configs/data_mixing.py`, and none of the mixers and replay schedules left out of it."""
+    methods = module_of("data_mixing.py").METHODS
+    assert set(registry.available("cpt.data.mixers")) <= set(methods)
+    assert {f"replay_{k}" for k in registry.available("cpt.data.replay_shares")} - {"replay_constant"} <= set(methods)
+    for method in methods:
+        plan = resolve(load(recipe("data_mixing.py", method)))
+        rows = {"prose": 30_000, "code": 90_000, "seen_elsewhere": 1500}
+        mix = MixPlan(plan, rows)
+        phase = plan.phases[-1]
+        realised = mix.counts(phase, phase.steps) / (phase.steps * phase.sequences)
+        assert realised == pytest.approx(np.mean([phase.shares(s) for s in range(phase.steps)], axis=0), abs=2e-3)
+        assert mix.batch_at(plan.total_steps - 1)
 
 
 # ---- the papers' recipe (2308.04014, 2403.08763): 300B tokens of each, 1104 x 2048 per step, 5 % replay ----

@@ -49,7 +49,8 @@ class Ledger:
         """What `ledger.json` holds; `tokens_planned` is for the whole phase, the other counts up to `step`.
 
         `unique_tokens` are those that the run read for the first time there: as new data, or as replay of a range in
-        one order (in another order it is counted anew); `epochs` are passes over the range in this phase.
+        one order (in another order it is counted anew); `repeats` are the others; `epochs` are passes over the range in
+        this phase.
         """
         length, rows, exact = self.mix.plan.spec.batch.length, [], True
         for phase in self.mix.plan.phases:
@@ -59,6 +60,7 @@ class Ledger:
             for k, column in enumerate(phase.columns):
                 consumed = int(self.consumed[phase.index][k])
                 size = self.mix.range_size(phase, column) * length
+                unique = self.mix.first_reads(phase, column, consumed // length) * length
                 rows.append(
                     {
                         "phase": phase.name,
@@ -66,7 +68,8 @@ class Ledger:
                         "role": column.role,
                         "tokens_planned": int(whole[k]),
                         "tokens_consumed": consumed,
-                        "unique_tokens": self.mix.first_reads(phase, column, consumed // length) * length,
+                        "unique_tokens": unique,
+                        "repeats": consumed - unique,
                         "epochs": consumed / size if size else 0.0,
                         "flops": consumed * self.flops_per_token,
                     }
@@ -92,5 +95,7 @@ def _totals(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "replay_tokens": total("tokens_consumed", "replay"),
         "unique_replay_tokens": total("unique_tokens", "replay"),
         "replay_share": total("tokens_consumed", "replay") / consumed if consumed else 0.0,
+        "replay_repeats": total("repeats", "replay"),
         "flops": total("flops"),
+        "replay_flops": total("flops", "replay"),
     }

@@ -54,7 +54,7 @@ class MixPlan:
                     passed[span] = passed.get(span, 0) + int(count)
                     replayed.append((phase, column, passed[span], int(count)))
         self.consumed = {name: cursor[name] for name in self.rows}
-        self._check_sources(epochs or {})
+        self._check_sources({**(epochs or {}), **self._outside_repeats()})
         for use in replayed:
             self._check_replay(*use)
 
@@ -108,7 +108,9 @@ class MixPlan:
         seed = self.plan.spec.seed
         cursor = self._cursor_at_phase[phase.index].get(_stream_name(phase, column), 0) + place
         if column.source is not None:
-            row = _shuffled(self.rows[column.source], f"{seed}/source/{column.source}", cursor)
+            size = self.rows[column.source]
+            shuffled = self.plan.spec.sources[column.source].order == "shuffled"
+            row = _shuffled(size, f"{seed}/source/{column.source}", cursor) if shuffled else cursor % size
             return np.full(len(place), column.source, object), row
         replay, old = phase.spec.replay, self.plan.phases[self._index(column.of)]
         size, key = self.range_size(phase, column), f"{seed}/replay/{column.of}"
@@ -148,6 +150,11 @@ class MixPlan:
     def _new_rows(self, phase: Phase) -> int:
         counts = self.allocations[phase.index].counts_before(phase.steps)
         return int(sum(c for c, column in zip(counts, phase.columns, strict=True) if column.role == "new"))
+
+    def _outside_repeats(self) -> dict[str, float]:
+        """Passes allowed over each store that only replay reads."""
+        columns = ((phase, column) for phase in self.plan.phases for column in phase.columns)
+        return {c.source: p.spec.replay.max_repeats for p, c in columns if c.role == "replay" and c.of is None}
 
     def _check_sources(self, epochs: Mapping[str, float]) -> None:
         length = self.plan.spec.batch.length
@@ -190,9 +197,7 @@ def _stream_name(phase: Phase, column: Column) -> str:
 
 def row_counts(phase: Phase) -> Allocation:
     """Whole rows per column and batch of a phase; shares that are constant need no table."""
-    fixed = phase.spec.mixer.kind == "fixed"
-    shares = np.array(phase.shares(0) if fixed else [phase.shares(s) for s in range(phase.steps)])
-    return Allocation(shares, batch=phase.sequences, steps=phase.steps, where=f"phases.{phase.name}.mix")
+    return Allocation(phase.share_table(), batch=phase.sequences, steps=phase.steps, where=f"phases.{phase.name}.mix")
 
 
 @lru_cache(maxsize=64)

@@ -89,12 +89,13 @@ def replay_lines(plan: RunPlan) -> list[str]:
     for phase in plan.phases:
         replay = phase.spec.replay
         if replay.active:
-            old = phase.tokens * replay.share
-            of = " + ".join(f"replay({name})" for name in replay.parts)
+            old = phase.tokens - phase.new_tokens
+            of = " + ".join(dict.fromkeys(f"replay({c.of or c.source})" for c in phase.columns if c.role == "replay"))
             kind = "compute-equivalent" if replay.accounting == "fixed_total" else "on top of the new tokens"
+            moves = "" if replay.schedule.kind == "constant" else f"{replay.schedule.kind}, "
             lines.append(
-                f"{phase.name}: {human(phase.tokens - old)} new + {human(old)} replayed tokens "
-                f"({100 * replay.share:g} % {of}, {kind}, {replay.range}, {replay.order} order)"
+                f"{phase.name}: {human(phase.new_tokens)} new + {human(old)} replayed tokens "
+                f"({100 * old / phase.tokens:.3g} % {of}, {moves}{kind}, {replay.range}, {replay.order} order)"
             )
     return lines
 

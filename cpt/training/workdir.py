@@ -234,7 +234,8 @@ def _changed_phase(was: Phase, now: Phase, step: int, own: Mapping[str, float]) 
 def _replay_data(phase: Phase) -> tuple | None:
     """What decides the rows that are replayed, besides the share; None where nothing is."""
     replay = phase.spec.replay
-    return (replay.parts, replay.range, replay.order, replay.reservoir) if replay.active else None
+    parts = tuple((c.name, c.part) for c in phase.columns if c.role == "replay")
+    return (parts, replay.range, replay.order, replay.reservoir) if replay.active else None
 
 
 def _difference(path: str, a: Any, b: Any) -> str:

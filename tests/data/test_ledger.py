@@ -96,6 +96,7 @@ def test_rows_and_totals_of_a_finished_run(mix):
         "tokens_planned": 5120,
         "tokens_consumed": 5120,
         "unique_tokens": 5120,
+        "repeats": 0,
         "epochs": 5120 / 32_000,
         "flops": 10240.0,
     }
@@ -108,7 +109,9 @@ def test_rows_and_totals_of_a_finished_run(mix):
         "replay_tokens": 512,
         "unique_replay_tokens": 512,
         "replay_share": 0.05,
+        "replay_repeats": 0,
         "flops": 20480.0,
+        "replay_flops": 1024.0,
     }
     assert told["step"] == 40 and told["exact"]
 

@@ -20,4 +20,4 @@ def linear(phase: Any, sources: Mapping[str, Any], step: int) -> Mapping[str, fl
             f"phases.{phase.name}.mixer.options.end: name the sources of `mix`, {sorted(start)} (got {sorted(end)})"
         )
     u = step / max(1, phase.steps - 1)
-    return {name: start[name] + (end[name] - start[name]) * u for name in start}
+    return {name: start[name] * (1 - u) + end[name] * u for name in start}

@@ -1,0 +1,128 @@
+"""A phase of a plan, with every duration resolved: its shares, weights and learning rates are functions of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from cpt import registry
+from cpt.columns import Column
+from cpt.config import PhaseSpec
+from cpt.data import replaying
+from cpt.data.spec import Replay
+from cpt.errors import ConfigError
+from cpt.schedules.composer import Schedule
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase with every duration resolved to steps.
+
+    Attributes:
+      first_step, steps: the updates `first_step .. first_step + steps - 1` belong to it.
+      first_token: tokens trained on before it.
+      sequences, tokens_per_step: rows of a batch; rows times their length.
+      columns: where its rows come from, in a stated order.
+      schedule: learning rate by step in the phase.
+      replay: what its replayed share is asked with.
+      eval_steps: sorted steps in the phase, 0 and `steps` included.
+      eval_every: interval of the regular evaluations, in steps (0: none).
+      rolling, grid: checkpoint intervals in steps (0: none).
+    """
+
+    name: str
+    index: int
+    spec: PhaseSpec
+    first_step: int
+    steps: int
+    first_token: int
+    sequences: int
+    tokens_per_step: int
+    columns: tuple[Column, ...]
+    schedule: Schedule
+    replay: Replay
+    eval_steps: tuple[int, ...]
+    eval_every: int
+    rolling: int
+    grid: int
+    sources: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def end(self) -> int:
+        return self.first_step + self.steps
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.tokens_per_step
+
+    def learning_rates(self) -> np.ndarray:
+        """float64 `[steps]`: the learning rate of each of its updates."""
+        rates = self.schedule.values(0, self.steps)
+        if self.spec.optimizer.policy == "lr0_warm":
+            rates[: self.spec.optimizer.steps] = 0.0
+        return rates
+
+    @cached_property
+    def _mixer(self):
+        return registry.find("cpt.data.mixers", self.spec.mixer.kind, f"phases.{self.name}.mixer.kind")
+
+    @property
+    def new_tokens(self) -> float:
+        """What is left of `tokens` beside replay."""
+        if not self.spec.replay.active:
+            return float(self.tokens)
+        return self.tokens_per_step * float(np.sum(1 - replaying.shares(self.replay, f"phases.{self.name}")))
+
+    def shares(self, step: int) -> tuple[float, ...]:
+        """Share of each column in the batch of `step` (in the phase); sums to 1."""
+        mix = self._mix(step)
+        if not self.spec.replay.active:
+            return tuple(mix.get(c.source, 0.0) for c in self.columns)
+        replay = float(replaying.shares(self.replay, f"phases.{self.name}", step))
+        return tuple(
+            (1 - replay) * mix.get(c.source, 0.0) if c.role == "new" else replay * c.part for c in self.columns
+        )
+
+    def share_table(self) -> np.ndarray:
+        """`shares` of every step, float64 `[steps, K]`; `[K]` where they never change."""
+        steady = getattr(self._mixer, "steady", False)
+        if steady and (not self.spec.replay.active or self.spec.replay.schedule.kind == "constant"):
+            return np.array(self.shares(0))
+        if not steady:
+            return np.array([self.shares(s) for s in range(self.steps)])
+        replay_S = replaying.shares(self.replay, f"phases.{self.name}")
+        mix, new_K = self._mix(0), np.array([c.role == "new" for c in self.columns])
+        mix_K = np.array([mix.get(c.source, 0.0) if c.role == "new" else c.part for c in self.columns])
+        return np.where(new_K, (1 - replay_S)[:, None], replay_S[:, None]) * mix_K
+
+    def _mix(self, step: int) -> dict[str, float]:
+        """Share of each source among the new tokens of the batch of `step`."""
+        mix = self._mixer(self, self.sources, step)
+        total = sum(mix.values())
+        if not (abs(total - 1) <= 1e-6 and min(mix.values()) >= 0):  # so that NaN is wrong too
+            raise ConfigError(f"phases.{self.name}.mix: shares sum to {total:g} at step {step}, not 1 ({dict(mix)})")
+        if unknown := set(mix) - set(self.spec.mix):
+            raise ConfigError(
+                f"phases.{self.name}.mixer: gives a share to {sorted(unknown)}, which `mix` does not name"
+            )
+        return {name: share / total for name, share in mix.items()}
+
+    def multipliers(self, step: int) -> tuple[float, ...]:
+        """Loss multiplier of a token of each column: weight / share / sum of the weights; exactly 1.0 without weights.
+
+        The sum is the plan's, not that of the rows that fell into a batch: a source that is in few batches would
+        otherwise count for less than its weight.
+        """
+        shares, weights = self.shares(step), dict(self.spec.weights)
+        if not weights and not self.spec.weights_end:
+            return (1.0,) * len(shares)
+        u = step / max(1, self.steps - 1)
+        for name, end in self.spec.weights_end.items():
+            weights[name] += (end - weights[name]) * u
+        weight = [weights.get(c.name, q) if q > 0 else 0.0 for c, q in zip(self.columns, shares, strict=True)]
+        total = sum(weight)
+        return tuple(w / q / total if q > 0 else 1.0 for w, q in zip(weight, shares, strict=True))

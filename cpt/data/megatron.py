@@ -152,6 +152,8 @@ def _check_index(path: Path, sizes: np.ndarray, pointers: np.ndarray, documents:
     n = len(sizes)
     good = len(documents) > 0 and documents[0] == 0 and documents[-1] == n
     block = 1 << 20
+    # Boundaries that only ever go on lie between the first, 0, and the last, n.
+    good &= all(bool((np.diff(documents[i : i + block + 1]) >= 0).all()) for i in range(0, len(documents), block))
     start = 0
     for i in range(0, n, block):
         ends = start + np.cumsum(sizes[i : i + block], dtype=np.int64) * itemsize

@@ -18,7 +18,6 @@ import platform
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,25 +34,47 @@ FORMAT = 2
 JOURNAL = "journal.sqlite"
 SHARD_TOKENS = 1 << 28  # half a gigabyte of uint16
 MOST_DOMAINS = 1000
+NOTHING_SEEN = "0"
 COUNTS = ("documents", "tokens", "bytes", "text_bytes")
 _OURS = re.compile(r"(train|validation|replay_holdout)(-.+)?-\d{5}\.(bin|idx|sizes)$")
 
 
-@dataclass
 class ShardState:
-    """A shard that is being written: what is committed of it, and what waits in memory."""
+    """A shard that is being written: what is committed of it, and what waits in memory.
 
-    name: str
-    domain: str
-    documents: int = 0
-    tokens: int = 0
-    text_bytes: int = 0
-    max_id: int = -1
-    closed: dict[str, Any] | None = None
-    waiting: list[np.ndarray] = field(default_factory=list, repr=False)
+    The digests are of what was meant to be written; a disk that changes it afterwards is found out.
+    """
+
+    KEPT = ("name", "domain", "documents", "tokens", "text_bytes", "max_id", "closed")
+
+    def __init__(self, name: str, domain: str):
+        self.name, self.domain = name, domain
+        self.documents = self.tokens = self.text_bytes = 0
+        self.max_id = -1
+        self.closed: dict[str, Any] | None = None
+        self.waiting: list[np.ndarray] = []
+        self.digests = {"bin": hashlib.sha256(), "sizes": hashlib.sha256()}
 
     def to_json(self) -> dict[str, Any]:
-        return {k: v for k, v in asdict(self).items() if k != "waiting"}
+        digests = {suffix: digest.hexdigest() for suffix, digest in self.digests.items()}
+        return {k: getattr(self, k) for k in self.KEPT} | {"digests": digests}
+
+    def take_up(self, out: Path, kept: Mapping[str, Any], itemsize: int) -> bool:
+        """Go on from what was committed: cut the files back to it; whether they hold it."""
+        for k in self.KEPT:
+            setattr(self, k, kept[k])
+        if self.closed is not None:  # its digests are final; whoever opens the store compares them
+            return paths(out / self.name)[0].is_file()
+        for suffix, size in (("bin", self.tokens * itemsize), ("sizes", self.documents * 4)):
+            path = out / f"{self.name}.{suffix}"
+            if not path.is_file() or path.stat().st_size < size:
+                return False
+            os.truncate(path, size)
+            with path.open("rb") as f:
+                self.digests[suffix] = hashlib.file_digest(f, "sha256")
+            if self.digests[suffix].hexdigest() != kept["digests"][suffix]:
+                return False
+        return True
 
 
 class StoreWriter:
@@ -92,6 +113,7 @@ class StoreWriter:
         self.position: Any = None
         self.counters: dict[str, Any] = {}
         self.waiting_tokens = 0  # that are not committed
+        self._seen = NOTHING_SEEN
         self.shards: dict[str, list[ShardState]] = {}
         self._stack = contextlib.ExitStack()
         self._domains: set[str] = set()
@@ -125,7 +147,10 @@ class StoreWriter:
 
     def is_new(self, key: bytes) -> bool:
         """Whether this key was not asked for before, also before a kill; it is remembered from now on."""
-        return self._journal.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount == 1
+        new = self._journal.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount == 1
+        if new:
+            self._seen = mark(self._seen, key)
+        return new
 
     def add(self, split: str, domain: str, ids: np.ndarray, text_bytes: int) -> None:
         """Append one document, its end-of-document id included.
@@ -190,17 +215,23 @@ class StoreWriter:
             with (self.out / f"{shard.name}.{suffix}").open("ab") as f:
                 f.write(content.data)
                 sync(f)
+            shard.digests[suffix].update(content.data)
         shard.waiting.clear()
 
     def _close(self, shard: ShardState) -> dict[str, Any]:
         """Write the index of a shard that will not grow any more; what the manifest says of it."""
         prefix = self.out / shard.name
         bin_path, idx_path = paths(prefix)
-        write_index(idx_path, np.fromfile(prefix.with_name(f"{shard.name}.sizes"), "<i4"), self.dtype)
+        sizes = (self.out / f"{shard.name}.sizes").read_bytes()
+        if hashlib.sha256(sizes).digest() != shard.digests["sizes"].digest():
+            raise DataError(
+                f"{prefix}.sizes: changed while the store was written; is the disk sound? Run the same again"
+            )
+        write_index(idx_path, np.frombuffer(sizes, "<i4"), self.dtype)
         return {
             **{k: getattr(shard, k) for k in ("name", "domain", "documents", "tokens", "text_bytes", "max_id")},
             "bytes": bin_path.stat().st_size,
-            "sha256": file_hash(bin_path),
+            "sha256": shard.digests["bin"].hexdigest(),
             "index_sha256": file_hash(idx_path),
             "sampled_sha256": sampled_hash(prefix),
         }
@@ -219,6 +250,7 @@ class StoreWriter:
     # ---- the journal ----
     def _begin(self) -> None:
         """An empty store: nothing of an attempt that was another one is left in the folder."""
+        self.shards, self._seen = {}, NOTHING_SEEN
         for path in self.out.iterdir():
             if _OURS.fullmatch(path.name) or path.name.startswith(JOURNAL) or path.name.endswith(".tmp"):
                 path.unlink()
@@ -237,9 +269,10 @@ class StoreWriter:
         return journal
 
     def _note(self, position: Any) -> None:
-        state = {"position": position, "counters": self.counters}
-        state["shards"] = {k: [s.to_json() for s in shards] for k, shards in self.shards.items()}
-        self._journal.execute("INSERT OR REPLACE INTO state VALUES ('state', ?)", (json.dumps(state),))
+        shards = {k: [s.to_json() for s in shards] for k, shards in self.shards.items()}
+        state = _canonical({"position": position, "counters": self.counters, "shards": shards, "seen": self._seen})
+        signed = hashlib.sha256(state.encode()).hexdigest() + state
+        self._journal.execute("INSERT OR REPLACE INTO state VALUES ('state', ?)", (signed,))
         self._journal.execute("COMMIT")
         self._journal.execute("BEGIN")
         self.position, self.waiting_tokens = position, 0
@@ -253,12 +286,14 @@ class StoreWriter:
             rows = dict(self._journal.execute("SELECT key, value FROM state"))
             if rows.get("identity") != _canonical(self.identity):
                 return False
-            state = json.loads(rows["state"])
-            self.shards = {k: [ShardState(**s) for s in shards] for k, shards in state["shards"].items()}
+            digest, text = rows["state"][:64], rows["state"][64:]
+            state = json.loads(text)
+            for (key,) in self._journal.execute("SELECT key FROM seen"):
+                self._seen = mark(self._seen, key)
+            sound = hashlib.sha256(text.encode()).hexdigest() == digest and self._seen == state["seen"]
+            if not (sound and self._take_up(state["shards"])):
+                return False
         except (sqlite3.DatabaseError, KeyError, TypeError, ValueError):
-            return False
-        if not all(self._cut_back(s) for shards in self.shards.values() for s in shards):
-            self.shards = {}
             return False
         known = {f"{s.name}.bin" for shards in self.shards.values() for s in shards}
         for path in self.out.glob("*.bin"):  # begun after the last commit
@@ -269,14 +304,18 @@ class StoreWriter:
         self._domains = {s.domain for shards in self.shards.values() for s in shards}
         return True
 
-    def _cut_back(self, shard: ShardState) -> bool:
-        committed = {"bin": shard.tokens * self.dtype.itemsize, "sizes": shard.documents * 4}
-        for suffix, size in committed.items():
-            path = self.out / f"{shard.name}.{suffix}"
-            if not path.is_file() or path.stat().st_size < size:
-                return False
-            os.truncate(path, size)
+    def _take_up(self, kept: Mapping[str, list[dict[str, Any]]]) -> bool:
+        for key, entries in kept.items():
+            self.shards[key] = [ShardState(entry["name"], entry["domain"]) for entry in entries]
+            for shard, entry in zip(self.shards[key], entries, strict=True):
+                if not shard.take_up(self.out, entry, self.dtype.itemsize):
+                    return False
         return True
+
+
+def mark(before: str, key: bytes) -> str:
+    """A checksum of a set of keys, with one more in it; in whichever order they come. In hex."""
+    return f"{int(before, 16) ^ int.from_bytes(key, 'big'):x}"
 
 
 def stem(split: str, domain: str) -> str:
@@ -333,7 +372,7 @@ def disk_errors(out: Path) -> Iterator[None]:
     except OSError as e:
         what = "the disk is full" if e.errno in (errno.ENOSPC, errno.EDQUOT) else e.strerror or str(e)
         raise DataError(f"{e.filename or out}: {what}; make room or mend it, then run the same again") from e
-    except sqlite3.OperationalError as e:
+    except sqlite3.DatabaseError as e:
         raise DataError(f"{out / JOURNAL}: {e}; make room or mend it, then run the same again") from e
 
 

@@ -278,7 +278,7 @@ def test_another_identity_begins_anew(tmp_path, monkeypatch):
     assert contents(tmp_path / "s") == contents(tmp_path / "t")
 
 
-@pytest.mark.parametrize("damage", ["journal", "shard"])
+@pytest.mark.parametrize("damage", ["journal", "cut", "bin", "sizes"])
 def test_what_is_left_may_be_damaged_too(tmp_path, monkeypatch, damage):
     monkeypatch.setattr(tokenizing, "COMMIT_TOKENS", 0)
     monkeypatch.setattr(tokenizing, "BATCH_CHARACTERS", 1500)
@@ -291,8 +291,11 @@ def test_what_is_left_may_be_damaged_too(tmp_path, monkeypatch, damage):
         prepare(stops(), byte(), tmp_path / "s", 0.1, {})
     if damage == "journal":
         (tmp_path / "s/journal.sqlite").write_bytes(b"SQLite format 3\0 and then nothing of the kind")
-    else:
+    elif damage == "cut":
         os.truncate(tmp_path / "s/train-00000.bin", 3)
+    else:
+        file = tmp_path / f"s/train-00000.{damage}"
+        file.write_bytes(b"\1" + file.read_bytes()[1:])
     prepare(DOCUMENTS, byte(), tmp_path / "s", 0.1, {})
     prepare(DOCUMENTS, byte(), tmp_path / "t", 0.1, {})
     assert contents(tmp_path / "s") == contents(tmp_path / "t")

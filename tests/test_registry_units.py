@@ -42,7 +42,7 @@ def test_a_helper_of_a_room_is_not_a_method():
 
 def test_an_unknown_method_names_the_nearest_and_the_others():
     with pytest.raises(
-        ConfigError, match=r"a\.kind: no 'liner' in .*; did you mean 'linear'\?  \(there are: fixed, linear"
+        ConfigError, match=r"a\.kind: no 'liner' in .*; did you mean 'linear'\?  \(there are: blend_at_lr.* linear"
     ):
         find("cpt.data.mixers", "liner", "a.kind")
 

@@ -19,13 +19,14 @@ from typing import Any, Literal
 
 from cpt.data.corpora._base import Fields, Part, parts_of, texts
 from cpt.data.corpora._files import stamp
+from cpt.data.disk import locked
 from cpt.data.encoding import chunked
 from cpt.data.manifest import read_manifest
 from cpt.data.megatron import bin_paths, paths
 from cpt.data.store import TokenStore
 from cpt.data.tokenizers._base import Tokenizer, TokenizerSpec, load
 from cpt.data.tokenizing import Options, left_out, prepare
-from cpt.data.writing import FORMAT, locked
+from cpt.data.writing import FORMAT
 from cpt.errors import ConfigError, DataError, nearest
 from cpt.registry import find
 

@@ -43,10 +43,6 @@ class ReplaySpec:
         the word `earlier`. A name that is no phase but a source means that store, read from its beginning: what a model
         saw that was trained elsewhere. None means no replay.
       share: share of each batch's rows that is replayed, in [0, 1).
-      schedule: how the share moves over the phase.
-      between: the parts of several: `given` by the mapping (equal ones where it is none), `equal`, `proportional` to
-        their new tokens, or `power`: a^-power for the phase a phases ago (power-law rehearsal).
-      power: of `between="power"`.
       range: `seen` reads the rows that phase consumed; `unseen` goes on where its sources stopped; `reservoir` reads a
         uniform sample of `reservoir` tokens of what was seen.
       order: `original` keeps the order in which the phase consumed its rows (as the paper does); `shuffled` does not.
@@ -55,18 +51,22 @@ class ReplaySpec:
       max_repeats: passes over the range that are allowed, by all phases that replay it together; needing more is an
         error, never a silent wrap-around.
       reservoir: size of the reservoir in tokens.
+      schedule: how the share moves over the phase.
+      between: the parts of several: `given` by the mapping (equal ones where it is none), `equal`, `proportional` to
+        their new tokens, or `power`: a^-power for the phase a phases ago (power-law rehearsal).
+      power: of `between="power"`.
     """
 
     of: str | Mapping[str, float] | None = None
     share: float = 0.0
-    schedule: ReplayShareSpec = ReplayShareSpec()
-    between: Literal["given", "equal", "proportional", "power"] = "given"
-    power: float = 1.0
     range: Literal["seen", "unseen", "reservoir"] = "seen"
     order: Literal["original", "shuffled"] = "original"
     accounting: Literal["fixed_total", "fixed_new"] = "fixed_total"
     max_repeats: float = 1.0
     reservoir: int | None = None
+    schedule: ReplayShareSpec = ReplayShareSpec()
+    between: Literal["given", "equal", "proportional", "power"] = "given"
+    power: float = 1.0
 
     @property
     def active(self) -> bool:

@@ -9,23 +9,22 @@ nothing had happened. The manifest comes last; until it is there the folder hold
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
-import os
 import platform
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cpt.data.disk import disk_errors, locked
 from cpt.data.manifest import MANIFEST, domain_entries, file_hash, read_manifest, sampled_hash, write_manifest
 from cpt.data.megatron import checked, paths, sync, token_dtype, write_index
+from cpt.data.shard import ShardState, stem
 from cpt.data.store import TokenStore
 from cpt.data.tokenizers._base import Tokenizer
 from cpt.errors import DataError
@@ -37,44 +36,6 @@ MOST_DOMAINS = 1000
 NOTHING_SEEN = "0"
 COUNTS = ("documents", "tokens", "bytes", "text_bytes")
 _OURS = re.compile(r"(train|validation|replay_holdout)(-.+)?-\d{5}\.(bin|idx|sizes)$")
-
-
-class ShardState:
-    """A shard that is being written: what is committed of it, and what waits in memory.
-
-    The digests are of what was meant to be written; a disk that changes it afterwards is found out.
-    """
-
-    KEPT = ("name", "domain", "documents", "tokens", "text_bytes", "max_id", "closed")
-
-    def __init__(self, name: str, domain: str):
-        self.name, self.domain = name, domain
-        self.documents = self.tokens = self.text_bytes = 0
-        self.max_id = -1
-        self.closed: dict[str, Any] | None = None
-        self.waiting: list[np.ndarray] = []
-        self.digests = {"bin": hashlib.sha256(), "sizes": hashlib.sha256()}
-
-    def to_json(self) -> dict[str, Any]:
-        digests = {suffix: digest.hexdigest() for suffix, digest in self.digests.items()}
-        return {k: getattr(self, k) for k in self.KEPT} | {"digests": digests}
-
-    def take_up(self, out: Path, kept: Mapping[str, Any], itemsize: int) -> bool:
-        """Go on from what was committed: cut the files back to it; whether they hold it."""
-        for k in self.KEPT:
-            setattr(self, k, kept[k])
-        if self.closed is not None:  # its digests are final; whoever opens the store compares them
-            return paths(out / self.name)[0].is_file()
-        for suffix, size in (("bin", self.tokens * itemsize), ("sizes", self.documents * 4)):
-            path = out / f"{self.name}.{suffix}"
-            if not path.is_file() or path.stat().st_size < size:
-                return False
-            os.truncate(path, size)
-            with path.open("rb") as f:
-                self.digests[suffix] = hashlib.file_digest(f, "sha256")
-            if self.digests[suffix].hexdigest() != kept["digests"][suffix]:
-                return False
-        return True
 
 
 class StoreWriter:
@@ -318,18 +279,6 @@ def mark(before: str, key: bytes) -> str:
     return f"{int(before, 16) ^ int.from_bytes(key, 'big'):x}"
 
 
-def stem(split: str, domain: str) -> str:
-    """How the shards of a domain are called: its name as far as a file may be called that, and a hash where it may not.
-
-    The name depends on the domain alone, so it is the same whichever domains come before it.
-    """
-    if not domain:
-        return split
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", domain)[:60]
-    mark = "" if safe == domain else f"-{hashlib.blake2b(domain.encode(), digest_size=3).hexdigest()}"
-    return f"{split}-{safe}{mark}"
-
-
 def whole_identity(identity: Mapping[str, Any], tokenizer: Tokenizer, shard_tokens: int) -> dict[str, Any]:
     """`identity` with what every store has."""
     names = ("kind", "hash", "vocab_size", "eod_token", "eod_id")
@@ -362,38 +311,6 @@ def finished(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     except DataError:
         return None
     return manifest if (out / "tokenizer.json").is_file() else None
-
-
-@contextlib.contextmanager
-def disk_errors(out: Path) -> Iterator[None]:
-    """Failures of the disk as one line; what is committed is kept."""
-    try:
-        yield
-    except OSError as e:
-        what = "the disk is full" if e.errno in (errno.ENOSPC, errno.EDQUOT) else e.strerror or str(e)
-        raise DataError(f"{e.filename or out}: {what}; make room or mend it, then run the same again") from e
-    except sqlite3.DatabaseError as e:
-        raise DataError(f"{out / JOURNAL}: {e}; make room or mend it, then run the same again") from e
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """One process at a time: a second one that wants the same store waits and then finds it finished.
-
-    Yields whether the lock was given.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError as e:
-        raise DataError(f"{path.parent}: cannot be written ({e.strerror}); name another folder") from e
-    with file:
-        # Some network file systems have no locks; then two processes may do the same work, into files of their own.
-        alone = False
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-            alone = True
-        yield alone
 
 
 def _canonical(value: Any) -> str:

@@ -70,7 +70,7 @@ def all_of_it(replay, step):
 def test_on_top_of_the_new_tokens_the_new_tokens_are_the_budget(kind, share, end, tokens):
     """`fixed_new`: the most steps whose new tokens fit; one more would be too many."""
     tokens = tokens * 4 * LENGTH
-    spec = ReplaySpec("p0", share, ReplayShareSpec(kind, end), accounting="fixed_new", max_repeats=1e9)
+    spec = ReplaySpec("p0", share, schedule=ReplayShareSpec(kind, end), accounting="fixed_new", max_repeats=1e9)
     plan = plan_of(phase(6), phase(None, {"b": 1.0}, tokens=tokens, replay=spec))
     p = plan.phases[1]
     assert p.new_tokens <= tokens * (1 + 1e-9)

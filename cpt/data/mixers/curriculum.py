@@ -36,7 +36,7 @@ def curriculum(phase: Any, sources: Mapping[str, Any], step: int) -> Mapping[str
     beyond = [_risen((step + 1) / phase.steps - b, overlap) - _risen(step / phase.steps - b, overlap) for b in borders]
     # Rounded, since a difference of rounding errors is no share.
     reached = np.clip(np.round(np.array([1 / phase.steps, *beyond, 0.0]) * phase.steps, 12), 0.0, 1.0)
-    return dict(zip(order, (-np.diff(reached)).tolist(), strict=True))
+    return dict(zip(order, (0.0 - np.diff(reached)).tolist(), strict=True))
 
 
 def _risen(x: float, overlap: float) -> float:

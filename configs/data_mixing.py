@@ -35,6 +35,7 @@ METHODS = {
     ),
     "curriculum": dict(mixer=c.mixer(kind="curriculum", options=dict(order=("prose", "code"), overlap=0.2))),
     "blend_at_lr": dict(mixer=c.mixer(kind="blend_at_lr", options=dict(then=dict(prose=0.9, code=0.1), of_peak=0.2))),
+    "skill_it": dict(mixer=c.mixer(kind="skill_it", options=dict(every=10, eta=2.0, window=3))),
     # ---- replay (of the first phase, unless it says otherwise)
     "replay_linear": dict(mix=dict(code=1.0), replay=dict(share=0.3, schedule=c.replay_share(kind="linear", end=0.05))),
     "replay_burst": dict(

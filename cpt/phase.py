@@ -13,6 +13,7 @@ from cpt import registry
 from cpt.columns import Column
 from cpt.config import PhaseSpec
 from cpt.data import replaying
+from cpt.data.decisions import Decisions
 from cpt.data.spec import Replay
 from cpt.errors import ConfigError
 from cpt.schedules.composer import Schedule
@@ -32,6 +33,8 @@ class Phase:
       eval_steps: sorted steps in the phase, 0 and `steps` included.
       eval_every: interval of the regular evaluations, in steps (0: none).
       rolling, grid: checkpoint intervals in steps (0: none).
+      sources, sets: the declared sources and evaluation sets.
+      decisions: what a mixer with feedback decided so far, in all phases.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Phase:
     rolling: int
     grid: int
     sources: Mapping[str, Any] = field(repr=False)
+    sets: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    decisions: Decisions = field(repr=False, compare=False, default_factory=Decisions)
 
     @property
     def end(self) -> int:
@@ -69,6 +74,15 @@ class Phase:
     @cached_property
     def _mixer(self):
         return registry.find("cpt.data.mixers", self.spec.mixer.kind, f"phases.{self.name}.mixer.kind")
+
+    @cached_property
+    def decides_every(self) -> int:
+        """Steps between the decisions of a mixer with feedback; 0 for others."""
+        return self._mixer.every(self) if hasattr(self._mixer, "decide") else 0
+
+    def decide(self, losses: Mapping[str, float]) -> dict[str, float]:
+        """The shares that its mixer gives to the sources from now on, by the losses of the evaluation sets."""
+        return self._mixer.decide(self, self.decisions.of(self.name), losses)
 
     @property
     def new_tokens(self) -> float:

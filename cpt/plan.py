@@ -11,7 +11,7 @@ import bisect
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ from cpt import registry
 from cpt.columns import Column, Earlier, columns_of
 from cpt.config import PhaseSpec, RunSpec, identity
 from cpt.data import replaying
+from cpt.data.decisions import Decisions
 from cpt.errors import ConfigError, nearest
 from cpt.phase import Phase
 from cpt.schedules.composer import Schedule
@@ -234,13 +235,26 @@ def _resolve_phase(spec: RunSpec, name: str, before: list[Phase], schedule: Sche
         rolling=span.duration(spec.checkpoints.rolling, "checkpoints.rolling"),
         grid=span.duration(grid, "checkpoints.grid") if grid else 0,
         sources=spec.sources,
+        sets=spec.evaluation.sets,
+        decisions=before[0].decisions if before else Decisions(),
     )
+    if resolved.decides_every:
+        _check_feedback(spec, where)
+        decided = range(resolved.decides_every, steps, resolved.decides_every)
+        resolved = replace(resolved, eval_steps=tuple(sorted({*resolved.eval_steps, *decided})))
     _check_read_once(columns, where)
     resolved.shares(0)
     phase.b2.check(0.0, 1.0, f"{where}.b2")
     phase.weight_decay.check(0.0, math.inf, f"{where}.weight_decay")
     _check_weights(phase, [c.name for c in columns], where)
     return resolved
+
+
+def _check_feedback(spec: RunSpec, where: str) -> None:
+    """A child of a run would need the decisions of its parent."""
+    kind = spec.phases[where.split(".", 1)[1]].mixer.kind
+    if spec.anneal.at or spec.anneal.phase_ends or spec.branch.at is not None or spec.init.what == "all":
+        raise ConfigError(f"{where}.mixer.kind: '{kind}' decides from evaluations; such a run has no branches")
 
 
 def _check_weights(phase: PhaseSpec, columns: list[str], where: str) -> None:

@@ -36,6 +36,7 @@ PURE = (
 ONLY = {"flax": "cpt.models", "grain": "cpt.data.loader", "orbax": "cpt.training.checkpoint"}
 SHARED_BASES = (
     "cpt.data.mixers._base",
+    "cpt.data.scorers._base",
     "cpt.data.tokenizers._base",
     "cpt.data.corpora._base",
     "cpt.data.corpora._files",

@@ -75,7 +75,9 @@ class Batches:
         )
 
 
-def start_at(batches: Batches, step: int, prefetch: int = 4) -> Iterator[dict[str, np.ndarray]]:
-    """Iterate over the batches from `step` to the end of the plan, `prefetch` of them read ahead in threads."""
-    rest = grain.MapDataset.source(batches)[step:]
+def start_at(
+    batches: Batches, step: int, prefetch: int = 4, stop: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches from `step` to `stop` (the end of the plan), `prefetch` of them read ahead by threads."""
+    rest = grain.MapDataset.source(batches)[step:stop]
     return iter(rest.to_iter_dataset(grain.ReadOptions(num_threads=min(prefetch, 2), prefetch_buffer_size=prefetch)))

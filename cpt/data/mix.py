@@ -17,6 +17,7 @@ from functools import lru_cache
 import numpy as np
 
 from cpt.data.allocation import Allocation
+from cpt.data.decisions import Rounds, rounds
 from cpt.data.permutation import KeyedPermutation
 from cpt.errors import ConfigError, DataError
 from cpt.plan import Column, Phase, RunPlan
@@ -195,9 +196,14 @@ def _stream_name(phase: Phase, column: Column) -> str:
     return f"replay({column.of}), {replay.range}, {how}"
 
 
-def row_counts(phase: Phase) -> Allocation:
+def row_counts(phase: Phase) -> Allocation | Rounds:
     """Whole rows per column and batch of a phase; shares that are constant need no table."""
-    return Allocation(phase.share_table(), batch=phase.sequences, steps=phase.steps, where=f"phases.{phase.name}.mix")
+    where = f"phases.{phase.name}.mix"
+    if every := phase.decides_every:
+        first = list(rounds(every, phase.steps))
+        # What is not decided yet is taken to stay as it is.
+        return Rounds(first, [np.array(phase.shares(s)) for s in first], phase.sequences, phase.steps, where)
+    return Allocation(phase.share_table(), batch=phase.sequences, steps=phase.steps, where=where)
 
 
 @lru_cache(maxsize=64)

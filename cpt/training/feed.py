@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from cpt.data.loader import Batches
+from cpt.data.decisions import Decision
+from cpt.data.ledger import Ledger
+from cpt.data.loader import Batches, start_at
 from cpt.data.mix import MixPlan
 from cpt.errors import DataError, RunError
 from cpt.plan import RunPlan
@@ -76,6 +80,44 @@ def end_of_document(plan: RunPlan, data: Data) -> int | None:
             "tokenizer.path, or turn mask_documents off"
         )
     return data.tokenizer.eod_id
+
+
+def decided_mix(plan: RunPlan, data: Data, mix: MixPlan, workdir: Path, step: int) -> MixPlan:
+    """The data plan at `step`, with what the run in `workdir` has decided up to there; `mix` where nothing decides."""
+    if not any(p.decides_every for p in plan.phases):
+        return mix
+    plan.phases[0].decisions.load(workdir, step)
+    return check_data(plan, data)
+
+
+def read_batches(
+    plan: RunPlan, data: Data, ledger: Ledger, workdir: Path, losses_at: Callable[[int], Mapping[str, float]], step: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """This host's rows of every batch from `step` on.
+
+    Where a mixer with feedback has to decide before a batch, it does so from the losses of that step, notes it, and the
+    data plan (the ledger's as well) is that of the decision from there on.
+
+    Args:
+      losses_at: waits for the evaluation of a step and gives the loss of every set.
+    """
+    while step < plan.total_steps:
+        phase = plan.phase_at(step)
+        every, inside = phase.decides_every, step - phase.first_step
+        made = phase.decisions
+        if every and inside and inside % every == 0 and not any(d.step == step for d in made.made):
+            losses = losses_at(step)
+            made.add(Decision(step, phase.name, inside, losses, phase.decide(losses)), workdir)
+            ledger.mix = check_data(plan, data)
+        # A round without a decision at its end ends with its phase; other phases are read in one go.
+        stop = min(phase.end, step - inside % every + every) if every else _until_decision(plan, step)
+        yield from start_at(host_batches(plan, data, ledger.mix), step, stop=stop)
+        step = stop
+
+
+def _until_decision(plan: RunPlan, step: int) -> int:
+    """The beginning of the next phase that decides, or the end."""
+    return next((p.first_step for p in plan.phases if p.first_step > step and p.decides_every), plan.total_steps)
 
 
 def host_batches(plan: RunPlan, data: Data, mix: MixPlan) -> Batches:

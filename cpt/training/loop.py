@@ -16,7 +16,6 @@ from rich.console import Console
 
 from cpt.config import RunSpec
 from cpt.data.ledger import Ledger
-from cpt.data.loader import start_at
 from cpt.errors import DataError, RunError
 from cpt.evaluators.losses import SetLosses, take_set
 from cpt.models import base
@@ -26,7 +25,7 @@ from cpt.optimizers.policy import apply_policy
 from cpt.plan import RunPlan
 from cpt.training.checkpoint import Checkpoints, DamagedCheckpoint, read_meta
 from cpt.training.faults import reason
-from cpt.training.feed import Data, check_data, end_of_document, host_batches, identity
+from cpt.training.feed import Data, check_data, decided_mix, end_of_document, identity, read_batches
 from cpt.training.initialise import initial_state
 from cpt.training.progress import TrainingProgress
 from cpt.training.recorder import NonFinite, Recorder
@@ -77,14 +76,15 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
     say = lambda line: console.print(line, highlight=False, soft_wrap=True)  # noqa: E731
     state, start, meta = initial_state(spec, data.tokenizer, model, tx, abstract, checkpoints, say)
     trains_on = identity(data, meta)
-    ledger = Ledger(mix, flops_per_token(spec.model, spec.batch.length), start)
+    ledger = Ledger(decided_mix(plan, data, mix, workdir, start), flops_per_token(spec.model, spec.batch.length), start)
     progress = TrainingProgress(plan, console)
     with stopping_says_what_is_safe(checkpoints, workdir):
         if spec.init.what == "all" and spec.init.from_run:
             inherit(Path(spec.init.from_run), workdir, plan, start)
         claim(workdir, plan, start)
         recorder = Recorder(workdir, plan, ledger, losses, start, progress, (meta or {}).get("skipped_in_a_row", 0))
-    batches = keeping(start_at(host_batches(plan, data, mix), start), lambda: save(step, ("rolling",), last=True))
+    rest = read_batches(plan, data, ledger, workdir, recorder.losses_at, start)
+    batches = keeping(rest, lambda: save(step, ("rolling",), last=True))
     columns = max(len(p.columns) for p in plan.phases)
 
     def save(step: int, kinds: tuple[str, ...], last: bool) -> None:

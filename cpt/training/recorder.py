@@ -7,6 +7,7 @@ The files only ever hold rows that belong to one history: a resumed run cuts the
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import deque
 from pathlib import Path
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 
 from cpt.data.ledger import Ledger
+from cpt.errors import RunError
 from cpt.evaluators.losses import SetLosses
 from cpt.evaluators.rows import write_atomic
 from cpt.plan import RunPlan
@@ -65,6 +67,7 @@ class Recorder:
         self.skipped_in_a_row = skipped_in_a_row
         self.busy_s = {"step": 0.0, "eval": 0.0, "data": 0.0}
         self._pending: deque[tuple] = deque()
+        self._evaluated: tuple[int, dict[str, float]] = (-1, {})  # the last evaluation that was written
         self._start_step, self._started, self._last_done = step, time.monotonic(), 0.0
 
     def resume_clock(self) -> None:
@@ -86,6 +89,20 @@ class Recorder:
         """Wait for everything dispatched and write it."""
         while self._pending:
             self._write_next()
+
+    def losses_at(self, step: int) -> dict[str, float]:
+        """Loss of every set in the evaluation of `step`, which was dispatched; waits for it.
+
+        Raises:
+          RunError: one of them is not finite.
+        """
+        self.drain()
+        at, losses = self._evaluated
+        wrong = [name for name, loss in losses.items() if not math.isfinite(loss)]
+        if at != step or wrong:
+            what = f"the loss of {wrong[0]} is not finite" if wrong else "nothing was evaluated"
+            raise RunError(f"step {step}: {what}, so the mixer cannot decide; lower the learning rate")
+        return losses
 
     def write_ledger(self) -> None:
         """Check the ledger and write `ledger.json`. Raises RunError if consumed and planned differ."""
@@ -111,8 +128,9 @@ class Recorder:
             self._write_metrics(step, host, lr, data_wait_s, busy)
 
     def _write_eval(self, step: int, nats_PxR: np.ndarray) -> None:
-        clock = self.plan.clock(step)
+        clock, self._evaluated = self.plan.clock(step), (step, {})
         for row, sequences in self.losses.rows(nats_PxR):
+            self._evaluated[1][row["set"]] = row["loss"]
             row = {"step": step, "tokens": clock.tokens, "phase": clock.phase, **row, "checkpoint": IN_LOOP}
             self.sequences.write({"step": step, **sequences, "checkpoint": IN_LOOP})
             self.evals.write(row)

@@ -35,12 +35,12 @@ def phase(steps: int | None = None, mix: dict | None = None, **fields) -> PhaseS
     return PhaseSpec(steps=steps, mix=mix or {"a": 1.0}, lr=CONSTANT, **fields)
 
 
-def plan_of(*phases: PhaseSpec, batch: int = 4, seed: int = 0, sources: dict | None = None) -> RunPlan:
+def plan_of(*phases: PhaseSpec, batch: int = 4, seed: int = 0, sources: dict | None = None, **more) -> RunPlan:
     names = tuple(f"p{i}" for i in range(len(phases)))
     sources = dict.fromkeys(SOURCES) if sources is None else sources
     sources = {name: s or SourceSpec(corpus="text", path=name) for name, s in sources.items()}
     spec = RunSpec(
-        "mix", MODEL, BatchSpec(batch, LENGTH), sources, names, dict(zip(names, phases, strict=True)), seed=seed
+        "mix", MODEL, BatchSpec(batch, LENGTH), sources, names, dict(zip(names, phases, strict=True)), seed=seed, **more
     )
     return resolve(spec)
 

@@ -24,8 +24,8 @@ of prose; other Pythons carry other text):
     mixture_fixed   +0.402 ± 0.056   0.579   188k   -0.930 ± 0.175
     mixture_dynamic +0.349 ± 0.048   0.549   172k   -1.061 ± 0.183
 
-So here, with a model that learns from scratch what it is to forget, the mixture helps and repeating a small subset of the
-new data does not: the paper's models are pre-trained on trillions of tokens, and its subset has 5 billion.
+So here, with a model that has seen little, the mixture helps and repeating a small subset of the new data does not: the
+paper's models are pre-trained on trillions of tokens, and its subset has 5 billion.
 """
 
 from cpt import config as c

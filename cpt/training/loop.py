@@ -84,7 +84,6 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
         claim(workdir, plan, start)
         recorder = Recorder(workdir, plan, ledger, losses, start, progress, (meta or {}).get("skipped_in_a_row", 0))
     rest = read_batches(plan, data, ledger, workdir, recorder.losses_at, start)
-    batches = keeping(rest, lambda: save(step, ("rolling",), last=True))
     columns = max(len(p.columns) for p in plan.phases)
 
     def save(step: int, kinds: tuple[str, ...], last: bool) -> None:
@@ -108,6 +107,7 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
 
     # ---- the loop ----
     step = start
+    batches = keeping(rest, lambda: save(step, ("rolling",), last=True))
     with stopping_says_what_is_safe(checkpoints, workdir), StopRequest() as stop, progress:
         with jax.transfer_guard("disallow"):
             for step in range(start, plan.total_steps + 1):

@@ -37,6 +37,7 @@ METHODS = {
     "blend_at_lr": dict(mixer=c.mixer(kind="blend_at_lr", options=dict(then=dict(prose=0.9, code=0.1), of_peak=0.2))),
     "skill_it": dict(mixer=c.mixer(kind="skill_it", options=dict(every=10, eta=2.0, window=3))),
     # ---- replay (of the first phase, unless it says otherwise)
+    "replay_constant": dict(mix=dict(code=1.0), replay=dict(share=0.25)),
     "replay_linear": dict(mix=dict(code=1.0), replay=dict(share=0.3, schedule=c.replay_share(kind="linear", end=0.05))),
     "replay_burst": dict(
         mix=dict(code=1.0),
@@ -56,8 +57,10 @@ METHODS = {
     # ---- weights
     "upweighting": dict(mix=dict(prose=0.2, code=0.8), weights=dict(prose=0.5, code=0.5)),
     "weights_moving": dict(mix=dict(prose=0.2, code=0.8), weights=dict(prose=0.8), weights_end=dict(prose=0.2)),
-    # ---- three phases: the third replays both before it, the older one less
-    "power_law_rehearsal": dict(mix=dict(code=1.0)),
+    # ---- three phases: the third replays both before it, in equal parts, by their tokens, or the older one less
+    "rehearsal_equal": dict(mix=dict(code=1.0), third=dict(between="equal")),
+    "rehearsal_proportional": dict(mix=dict(code=1.0), third=dict(between="proportional")),
+    "power_law_rehearsal": dict(mix=dict(code=1.0), third=dict(between="power", power=1.0)),
 }
 
 
@@ -65,14 +68,14 @@ def get_config(method: str = "temperature"):
     if method not in METHODS:
         raise ConfigError(f"--config=...:{method}: no such method  (methods: {', '.join(METHODS)})")
     second = dict(METHODS[method])
+    third = second.pop("third", None)
     if "replay" in second:
         second["replay"] = c.replay(**{"of": "first", **second["replay"]})
     config = base(dict(mix=EVEN) | second)
     config.name = f"data_mixing_{method}"
-    if method == "power_law_rehearsal":
+    if third:
         config.order = ("first", "second", "third")
-        replay = c.replay(of="earlier", share=0.3, between="power", power=1.0)
-        config.phases.third = phase(dict(mix=dict(prose=0.5, code=0.5), replay=replay))
+        config.phases.third = phase(dict(mix=EVEN, replay=c.replay(of="earlier", share=0.3, **third)))
     return config
 
 

@@ -33,6 +33,7 @@ from cpt.errors import ConfigError
 
 QUARTER = 102_400
 WEB = 0.82  # Common Crawl and C4 in the mix of Llama 1
+SPARE = 4.5  # passes: the selected store ends with the last document that fits, so it is less than a quarter
 
 
 def get_config(strategy: str = "full"):
@@ -43,13 +44,13 @@ def get_config(strategy: str = "full"):
         return two_phases(strategy, code | dict(take_tokens=QUARTER + 1, epochs=4.0), {"code": 1.0})
     good = dict(store="stores/code_hq")
     if strategy == "quality":
-        return two_phases(strategy, good | dict(epochs=4.1), {"code": 1.0})
+        return two_phases(strategy, good | dict(epochs=SPARE), {"code": 1.0})
     mixture = {"code": WEB, "prose": 1 - WEB}
     if strategy == "mixture_fixed":
         quarter = int(WEB * QUARTER) + 1
         return two_phases(strategy, good | dict(take_tokens=quarter, epochs=4.1), mixture)
     if strategy == "mixture_dynamic":
-        return two_phases(strategy, good | dict(epochs=4.1), mixture)
+        return two_phases(strategy, good | dict(epochs=SPARE), mixture)
     known = "full, subset, quality, mixture_fixed, mixture_dynamic"
     raise ConfigError(f"--config=...:{strategy}: no such strategy  (strategies: {known})")
 

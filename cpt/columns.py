@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from cpt.config import PhaseSpec, RunSpec
@@ -31,10 +31,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Earlier:
-    """A phase before the one in question: its config and its new tokens."""
+    """A phase before the one in question.
 
-    spec: PhaseSpec
+    Attributes:
+      new_tokens: beside replay.
+      mix: gives the share of each source among them, whatever the mixer; asked only where it is needed.
+    """
+
     new_tokens: float
+    mix: Callable[[], Mapping[str, float]]
 
 
 def columns_of(spec: RunSpec, name: str, earlier: Mapping[str, Earlier]) -> tuple[Column, ...]:
@@ -61,6 +66,8 @@ def columns_of(spec: RunSpec, name: str, earlier: Mapping[str, Earlier]) -> tupl
         raise ConfigError(f"{where}.replay.share: {replay.share} is not in [0, 1)")
     if replay.share > 0 and not replay.of:
         raise ConfigError(f"{where}.replay.of: name the earlier phase to replay  (earlier: {list(earlier)})")
+    if replay.schedule.kind != "constant" and not replay.of:
+        raise ConfigError(f"{where}.replay.schedule: there is nothing to replay; name it in {where}.replay.of")
     if not replay.active:
         return new
     return (*new, *_replay_columns(spec, phase, where, earlier))
@@ -74,14 +81,14 @@ def _replay_columns(spec: RunSpec, phase: PhaseSpec, where: str, earlier: Mappin
         elif phase.replay.range != "unseen":
             yield Column(label, "replay", None, name, part)
         else:
-            old = {s: q for s, q in earlier[name].spec.mix.items() if q > 0}
+            old = earlier[name].mix()
             if both := set(old) & set(phase.mix):
                 raise ConfigError(
                     f"{where}.replay.range: 'unseen' would read {sorted(both)} twice over; it is in `mix` already"
                 )
             for source in sorted(old):
                 named = label if len(old) == 1 else f"{label}/{source}"
-                yield Column(named, "replay", source, name, part * old[source] / sum(old.values()))
+                yield Column(named, "replay", source, name, part * old[source])
 
 
 def _parts(spec: RunSpec, phase: PhaseSpec, where: str, earlier: Mapping[str, Earlier]) -> dict[str, float]:

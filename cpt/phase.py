@@ -13,7 +13,7 @@ from cpt import registry
 from cpt.columns import Column
 from cpt.config import PhaseSpec
 from cpt.data import replaying
-from cpt.data.decisions import Decisions
+from cpt.data.decisions import Decisions, rounds
 from cpt.data.spec import Replay
 from cpt.errors import ConfigError
 from cpt.schedules.composer import Schedule
@@ -102,28 +102,76 @@ class Phase:
         )
 
     def share_table(self) -> np.ndarray:
-        """`shares` of every step, float64 `[steps, K]`; `[K]` where they never change."""
-        steady = getattr(self._mixer, "steady", False)
-        if steady and (not self.spec.replay.active or self.spec.replay.schedule.kind == "constant"):
-            return np.array(self.shares(0))
-        if not steady:
-            return np.array([self.shares(s) for s in range(self.steps)])
-        replay_S = replaying.shares(self.replay, f"phases.{self.name}")
-        mix, new_K = self._mix(0), np.array([c.role == "new" for c in self.columns])
-        mix_K = np.array([mix.get(c.source, 0.0) if c.role == "new" else c.part for c in self.columns])
-        return np.where(new_K, (1 - replay_S)[:, None], replay_S[:, None]) * mix_K
+        """`shares` of every step, float64 `[steps, K]`; `[K]` where they never change.
+
+        Phases have up to millions of steps: a mixer is asked once where it never changes or takes all steps at once
+        (`cpt/data/mixers/_base.py`), once per round where it decides in rounds, and else at every step.
+        """
+        mix, never = self._mix_table(), np.zeros(1)
+        of_K = [mix.get(c.source, never) if c.role == "new" else np.array([c.part]) for c in self.columns]
+        table = np.stack(np.broadcast_arrays(*of_K), axis=1)
+        if self.spec.replay.active:
+            constant = self.spec.replay.schedule.kind == "constant"
+            replay_S = replaying.shares(self.replay, f"phases.{self.name}", 0 if constant else None)
+            replay_Sx1 = np.atleast_1d(replay_S)[:, None]
+            table = table * np.where([c.role == "new" for c in self.columns], 1 - replay_Sx1, replay_Sx1)
+        return table if len(table) > 1 else table[0]
+
+    @cached_property
+    def reads(self) -> tuple[bool, ...]:
+        """Whether each column has a share at any step; as far as it is decided."""
+        return tuple((np.atleast_2d(self.share_table()) > 0).any(axis=0).tolist())
+
+    def new_mix(self) -> dict[str, float]:
+        """Share of each source among all new tokens of the phase, those that it reads none of left out."""
+        table = np.atleast_2d(self.share_table()).mean(axis=0).tolist()
+        new = {c.source: q for c, q in zip(self.columns, table, strict=True) if c.role == "new" and q > 0}
+        return {name: q / sum(new.values()) for name, q in new.items()}
 
     def _mix(self, step: int) -> dict[str, float]:
         """Share of each source among the new tokens of the batch of `step`."""
-        mix = self._mixer(self, self.sources, step)
+        mix = {name: float(q) for name, q in self._mixer(self, self.sources, step).items()}
         total = sum(mix.values())
         if not (abs(total - 1) <= 1e-6 and min(mix.values()) >= 0):  # so that NaN is wrong too
-            raise ConfigError(f"phases.{self.name}.mix: shares sum to {total:g} at step {step}, not 1 ({dict(mix)})")
+            raise self._no_mix(mix, step)
+        self._check_named(mix)
+        return {name: share / total for name, share in mix.items()}
+
+    def _mix_table(self) -> dict[str, np.ndarray]:
+        """`_mix` of every step, each of the shape `[steps]`; `[1]` where it never changes."""
+        if getattr(self._mixer, "steady", False):
+            return {name: np.array([q]) for name, q in self._mix(0).items()}
+        steps = np.arange(self.steps)
+        if getattr(self._mixer, "over_steps", False):
+            told = self._mixer(self, self.sources, steps)
+            mix = {name: np.broadcast_to(np.asarray(q, np.float64), steps.shape) for name, q in told.items()}
+        else:
+            at = np.array(list(rounds(self.decides_every, self.steps)) if self.decides_every else steps)
+            each = [self._mixer(self, self.sources, int(s)) for s in at]
+            lasts = np.diff([*at, self.steps])
+            names = dict.fromkeys(name for one in each for name in one)
+            mix = {n: np.repeat([float(one.get(n, 0.0)) for one in each], lasts) for n in names}
+        self._check_named(mix)
+        total, least = sum(mix.values()), np.min([*mix.values()], axis=0)
+        wrong = np.flatnonzero(~((abs(total - 1) <= 1e-6) & (least >= 0)))
+        if len(wrong):
+            step = int(wrong[0])
+            raise self._no_mix({name: float(q[step]) for name, q in mix.items()}, step)
+        return {name: q / total for name, q in mix.items()}
+
+    def _no_mix(self, mix: Mapping[str, float], step: int) -> ConfigError:
+        """What is wrong with the shares of a step."""
+        where = f"phases.{self.name}.mix"
+        for name, share in mix.items():
+            if not share >= 0:
+                return ConfigError(f"{where}: the share of '{name}' is {share:g} at step {step}, not at least 0")
+        return ConfigError(f"{where}: shares sum to {sum(mix.values()):g} at step {step}, not 1 ({dict(mix)})")
+
+    def _check_named(self, mix: Mapping[str, Any]) -> None:
         if unknown := set(mix) - set(self.spec.mix):
             raise ConfigError(
                 f"phases.{self.name}.mixer: gives a share to {sorted(unknown)}, which `mix` does not name"
             )
-        return {name: share / total for name, share in mix.items()}
 
     def multipliers(self, step: int) -> tuple[float, ...]:
         """Loss multiplier of a token of each column: weight / share / sum of the weights; exactly 1.0 without weights.

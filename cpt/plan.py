@@ -140,8 +140,8 @@ class RunPlan:
     def learned_in(self, source: str) -> str | None:
         """The first phase that reads `source` as new data; one that lists it with a share of 0 does not."""
         for phase in self.phases:
-            ends = zip(phase.columns, phase.shares(0), phase.shares(phase.steps - 1), strict=True)
-            if any(c.role == "new" and c.source == source and max(first, last) > 0 for c, first, last in ends):
+            columns = zip(phase.columns, phase.reads, strict=True)
+            if any(c.role == "new" and c.source == source and reads for c, reads in columns):
                 return phase.name
         return None
 
@@ -215,7 +215,7 @@ def _share(phase: PhaseSpec, tokens_per_step: int, where: str) -> Share:
 def _resolve_phase(spec: RunSpec, name: str, before: list[Phase], schedule: Schedule) -> Phase:
     phase, where = spec.phases[name], f"phases.{name}"
     tokens_per_step = spec.batch.sequences * spec.batch.length
-    columns, steps = columns_of(spec, name, {p.name: Earlier(p.spec, p.new_tokens) for p in before}), schedule.steps
+    columns, steps = columns_of(spec, name, {p.name: Earlier(p.new_tokens, p.new_mix) for p in before}), schedule.steps
     span = Span(steps, tokens_per_step, phase.open_ended)
     grid, eval_every = spec.checkpoints.grid, span.duration(phase.evaluate.every, f"{where}.evaluate.every")
     resolved = Phase(
@@ -243,7 +243,8 @@ def _resolve_phase(spec: RunSpec, name: str, before: list[Phase], schedule: Sche
         decided = range(resolved.decides_every, steps, resolved.decides_every)
         resolved = replace(resolved, eval_steps=tuple(sorted({*resolved.eval_steps, *decided})))
     _check_read_once(columns, where)
-    resolved.shares(0)
+    for step in (0, steps - 1):
+        resolved.shares(step)
     phase.b2.check(0.0, 1.0, f"{where}.b2")
     phase.weight_decay.check(0.0, math.inf, f"{where}.weight_decay")
     _check_weights(phase, [c.name for c in columns], where)

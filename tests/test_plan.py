@@ -95,7 +95,7 @@ def test_every_method_of_mixing_is_a_plan_that_reads_what_it_says():
     """All variants of `configs/data_mixing.py`, and none of the mixers and replay schedules left out of it."""
     methods = module_of("data_mixing.py").METHODS
     assert set(registry.available("cpt.data.mixers")) - {"decided"} <= set(methods)  # which needs a log
-    assert {f"replay_{k}" for k in registry.available("cpt.data.replay_shares")} - {"replay_constant"} <= set(methods)
+    assert {f"replay_{k}" for k in registry.available("cpt.data.replay_shares")} <= set(methods)
     for method in methods:
         plan = resolve(load(recipe("data_mixing.py", method)))
         rows = {"prose": 30_000, "code": 90_000, "seen_elsewhere": 1500}
@@ -104,6 +104,25 @@ def test_every_method_of_mixing_is_a_plan_that_reads_what_it_says():
         realised = mix.counts(phase, phase.steps) / (phase.steps * phase.sequences)
         assert realised == pytest.approx(np.mean([phase.shares(s) for s in range(phase.steps)], axis=0), abs=2e-3)
         assert mix.batch_at(plan.total_steps - 1)
+
+
+@pytest.mark.slow
+def test_methods_of_mixing_train(tmp_path):
+    """A mixer that moves and three phases with replay, a few steps each: the ledger is what the plan says."""
+    for method, columns in (
+        ("curriculum", ["prose", "code", "prose"]),
+        ("power_law_rehearsal", ["prose", "code", "code", "prose", "replay(first)", "replay(second)"]),
+    ):
+        config = recipe("data_mixing.py", method)
+        fields = {f"phases.{name}.steps": 8 for name in config.order} | {"stores": tmp_path / "stores"}
+        command = [sys.executable, "-m", "cpt.main", f"--config={ROOT}/configs/data_mixing.py:{method}"]
+        command += [f"--workdir={tmp_path / method}", *(f"--config.{k}={v}" for k, v in fields.items())]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        ledger = json.loads((tmp_path / method / "ledger.json").read_text())
+        assert ledger["exact"] and ledger["step"] == 8 * len(config.order)
+        assert [row["source"] for row in ledger["phases"]] == columns
+        assert all(row["tokens_consumed"] == row["tokens_planned"] > 0 for row in ledger["phases"])
 
 
 # ---- the papers' recipe (2308.04014, 2403.08763): 300B tokens of each, 1104 x 2048 per step, 5 % replay ----
@@ -374,6 +393,17 @@ def test_a_share_of_zero_is_not_learning_but_a_share_that_grows_is(planned):
     assert planned(*mix, *grows).learned_in("new") == "first"
 
 
+def test_a_source_that_is_only_read_in_the_middle_of_a_phase_is_learned_there(planned):
+    config = copy.deepcopy(planned.config)
+    config.sources.middle = copy.deepcopy(config.sources.new)
+    mixer = c.mixer(kind="curriculum", options=dict(order=("old", "middle", "new")))
+    config.phases.first.update(mix=dict(old=0.4, middle=0.2, new=0.4), mixer=mixer)
+    plan = resolve(load(config))
+    first = plan.phases[0]
+    assert first.shares(0) == (0.0, 0.0, 1.0) and first.shares(19) == (0.0, 1.0, 0.0)  # middle, new, old
+    assert [plan.learned_in(s) for s in ("old", "middle", "new")] == ["first"] * 3
+
+
 def test_multipliers_are_exactly_one_by_default(planned):
     for phase in planned("phases.second.replay.share", 1 / 3).phases:
         assert all(m == 1.0 and type(m) is float for step in range(20) for m in phase.multipliers(step))
@@ -457,7 +487,7 @@ def test_shares_are_normalised(planned):
     ("fields", "says"),
     [
         (("phases.first.mix", {}), r"phases\.first\.mix: empty; name at least one source"),
-        (("phases.first.mix", {"old": 1.5, "new": -0.5}), r"phases\.first\.mix: shares sum to 1 at step 0"),
+        (("phases.first.mix", {"old": 1.5, "new": -0.5}), r"phases\.first\.mix: the share of 'new' is -0\.5 at step 0"),
         (("phases.second.weights", {"new": -1.0}), r"phases\.second\.weights\.new: -1\.0 is negative"),
         (("phases.second.replay.share", 1.0), r"phases\.second\.replay\.share: 1\.0 is not in \[0, 1\)"),
         (("phases.first.replay.of", "first", "phases.first.replay.share", 0.1), r"not an earlier phase.*earlier: none"),

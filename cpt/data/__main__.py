@@ -13,6 +13,7 @@ from pathlib import Path
 
 from absl import flags
 from rich.console import Console
+from rich.text import Text
 
 from cpt import cli
 from cpt.errors import ConfigError, nearest
@@ -39,7 +40,7 @@ def define_flags(command: str | None) -> None:
     flags.DEFINE_integer("step", 0, "The update whose batch is shown; 0 is the first.")
     flags.DEFINE_integer("rows", 8, "Rows of it that are shown.", lower_bound=0)
     flags.DEFINE_integer("chars", 200, "Characters of each document.", lower_bound=1)
-    flags.DEFINE_bool("json", False, "All rows as JSON lines, with the whole text, for scripts.")
+    flags.DEFINE_bool("json", False, "All rows as JSON lines, with the whole text as it is, for scripts.")
 
 
 def main(command: str | None, overrides: list[str]) -> None:
@@ -62,11 +63,14 @@ def main(command: str | None, overrides: list[str]) -> None:
 
         show(plan, given.step, given.rows, given.chars, given.json, console)
         return
-    from cpt.data.mix_picture import mix_table, write_mix
+    from cpt.data.mix_picture import known_sizes, mix_table, write_mix
 
-    console.print(mix_table(plan))
+    sizes, unknown = known_sizes(plan)
+    console.print(mix_table(plan, sizes))
+    for name, why in unknown.items():
+        console.print(Text(f"epochs of {name}: not known, {why}", "dim"), soft_wrap=True)
     if given.out:
-        print(f"wrote {write_mix(plan, Path(given.out))}")
+        print(f"wrote {write_mix(plan, Path(given.out), sizes)}")
 
 
 def run() -> int:

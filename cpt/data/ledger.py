@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cpt.columns import Column
 from cpt.data.mix import MixPlan
 from cpt.errors import RunError
 
@@ -66,6 +67,7 @@ class Ledger:
                         "phase": phase.name,
                         "source": column.name,
                         "role": column.role,
+                        "domain": self._domain(column),
                         "tokens_planned": int(whole[k]),
                         "tokens_consumed": consumed,
                         "unique_tokens": unique,
@@ -75,6 +77,10 @@ class Ledger:
                     }
                 )
         return {"exact": exact, "step": self.step, "phases": rows, "totals": _totals(rows)}
+
+    def _domain(self, column: Column) -> str | None:
+        """The domain that a column reads, where its source is one of a store's domains."""
+        return None if column.source is None else self.mix.plan.spec.sources[column.source].domain
 
     def _planned(self, index: int, step: int) -> np.ndarray:
         """Tokens per column that the plan gives phase `index` before global step `step`."""

@@ -33,7 +33,7 @@ class MixPlan:
 
     Raises:
       DataError: a source runs out before the plan ends.
-      ConfigError: a replay would repeat its range more often than `max_repeats`.
+      ConfigError: a replay would repeat its range, or an outside store, more often than `max_repeats`.
     """
 
     def __init__(self, plan: RunPlan, rows: Mapping[str, int], epochs: Mapping[str, float] | None = None):
@@ -49,13 +49,13 @@ class MixPlan:
             for column, count in zip(phase.columns, allocation.counts_before(phase.steps), strict=True):
                 stream = _stream_name(phase, column)
                 cursor[stream] = cursor.get(stream, 0) + int(count)
-                if column.source is None:
+                if column.source is None or _is_outside(column):
                     # Whichever way it is read, what is read again counts against the cap.
-                    span = (column.of, phase.spec.replay.range, self.range_size(phase, column))
+                    span = (column.of, column.source, phase.spec.replay.range, self.range_size(phase, column))
                     passed[span] = passed.get(span, 0) + int(count)
                     replayed.append((phase, column, passed[span], int(count)))
         self.consumed = {name: cursor[name] for name in self.rows}
-        self._check_sources({**(epochs or {}), **self._outside_repeats()})
+        self._check_sources(epochs or {})
         for use in replayed:
             self._check_replay(*use)
 
@@ -152,14 +152,12 @@ class MixPlan:
         counts = self.allocations[phase.index].counts_before(phase.steps)
         return int(sum(c for c, column in zip(counts, phase.columns, strict=True) if column.role == "new"))
 
-    def _outside_repeats(self) -> dict[str, float]:
-        """Passes allowed over each store that only replay reads."""
-        columns = ((phase, column) for phase in self.plan.phases for column in phase.columns)
-        return {c.source: p.spec.replay.max_repeats for p, c in columns if c.role == "replay" and c.of is None}
-
     def _check_sources(self, epochs: Mapping[str, float]) -> None:
         length = self.plan.spec.batch.length
+        outside = {c.source for phase in self.plan.phases for c in phase.columns if _is_outside(c)}
         for source, used in self.consumed.items():
+            if source in outside:
+                continue  # capped by the replays that read it
             allowed, size = epochs.get(source, 1.0), self.rows[source]
             # 4.64 epochs of 25 rows are 116 rows, in floats a little less.
             if used and (not size or used > allowed * size * (1 + 1e-9)):
@@ -176,15 +174,26 @@ class MixPlan:
         where, replay = f"phases.{phase.name}.replay", phase.spec.replay
         if replay.range == "reservoir" and not replay.reservoir:
             raise ConfigError(f"{where}.reservoir: give its size in tokens")
-        if count and not self._new_rows(self.plan.phases[self._index(column.of)]):
+        if count and column.source is None and not self._new_rows(self.plan.phases[self._index(column.of)]):
             raise ConfigError(f"{where}.of: '{column.of}' read no new data that could be replayed")
-        repeats = consumed / max(1, self.range_size(phase, column))
+        size, length = self.range_size(phase, column), self.plan.spec.batch.length
+        if count and not size:
+            raise DataError(
+                f"sources.{column.source}: {where} reads it, but its store has not one row of {length} tokens"
+            )
+        repeats = consumed / max(1, size)
         if repeats > replay.max_repeats:
             before = "" if consumed == count else ", with the phases before it"
+            read = f"the store '{column.source}'" if column.of is None else f"its range of '{column.of}'"
             raise ConfigError(
-                f"{where}.max_repeats: the plan replays its range of '{column.of}' {repeats:.3g} times{before}; "
+                f"{where}.max_repeats: the plan replays {read} {repeats:.3g} times{before}; "
                 f"{replay.max_repeats:g} allowed"
             )
+
+
+def _is_outside(column: Column) -> bool:
+    """Whether it replays a store that no phase learns."""
+    return column.role == "replay" and column.of is None
 
 
 def _stream_name(phase: Phase, column: Column) -> str:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import glob
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,11 +14,19 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from cpt.errors import ConfigError, RunError
+from cpt.data.manifest import read_manifest
+from cpt.data.preparing import SourceSpec, corpus_identity
+from cpt.data.store import TokenStore
+from cpt.data.tokenizers._base import load
+from cpt.data.writing import FORMAT
+from cpt.errors import ConfigError, RunError, UserError
 from cpt.evaluators.rows import write_atomic
+from cpt.registry import find
 from cpt.units import human
 
 if TYPE_CHECKING:
+    from cpt.columns import Column
+    from cpt.phase import Phase
     from cpt.plan import RunPlan
 
 POINTS = 1000  # drawn of a phase at most; its first and last step are among them
@@ -29,20 +42,69 @@ def mix_over_time(plan: RunPlan) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     tokens: list[np.ndarray] = []
     shares: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for phase in plan.phases:
-        steps = np.unique(np.linspace(0, phase.steps - 1, min(phase.steps, POINTS)).astype(int))
-        # A point just before the end as well, so that a phase is drawn to its border.
-        table = np.broadcast_to(phase.share_table(), (phase.steps, len(phase.columns)))[[*steps, -1]]
-        tokens.append(phase.first_token + np.append(steps, phase.steps) * phase.tokens_per_step)
+        steps = _points(phase)
+        # The end of a phase is drawn with its last share, so that it reaches to its border.
+        table = np.broadcast_to(phase.share_table(), (phase.steps, len(phase.columns)))[[*steps[:-1], -1]]
+        tokens.append(phase.first_token + steps * phase.tokens_per_step)
         for name in names:
             mine = [k for k, c in enumerate(phase.columns) if c.name == name]
             shares[name].append(table[:, mine].sum(axis=1))
     return np.concatenate(tokens), {name: np.concatenate(parts) for name, parts in shares.items()}
 
 
-def mix_table(plan: RunPlan) -> Table:
-    """First and last share, and tokens, of every column of every phase."""
+def read_over_time(plan: RunPlan) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(tokens_P, read_P by source): tokens read of every source up to each point of `mix_over_time`.
+
+    What a phase re-reads of an earlier one counts under the name of its column, `replay(<phase>)`. The counts are those
+    of all steps, not of the points alone.
+    """
+    names = dict.fromkeys(c.source or c.name for p in plan.phases for c in p.columns)
+    tokens, read, so_far = [], {name: [] for name in names}, dict.fromkeys(names, 0.0)
+    for phase in plan.phases:
+        steps, table = _points(phase), phase.share_table()
+        tokens.append(phase.first_token + steps * phase.tokens_per_step)
+        if table.ndim == 1:
+            read_PxK = steps[:, None] * table
+        else:
+            read_PxK = np.vstack([np.zeros(len(phase.columns)), np.cumsum(table, axis=0)])[steps]
+        for name in names:
+            mine = [k for k, c in enumerate(phase.columns) if (c.source or c.name) == name]
+            read[name].append(so_far[name] + read_PxK[:, mine].sum(axis=1) * phase.tokens_per_step)
+            so_far[name] = read[name][-1][-1]
+    return np.concatenate(tokens), {name: np.concatenate(parts) for name, parts in read.items()}
+
+
+def known_sizes(plan: RunPlan) -> tuple[dict[str, int], dict[str, str]]:
+    """Training tokens of the sources that the plan reads, in whole rows, as far as stores of them are there.
+
+    Nothing is prepared and no token is read. Of a source without a size the second dict says why.
+    """
+    sizes, unknown, length = {}, {}, plan.spec.batch.length
+    for name in dict.fromkeys(c.source for p in plan.phases for c in p.columns if c.source is not None):
+        spec = plan.spec.sources[name]
+        try:
+            place = _prepared(plan, name, spec) if spec.store is None else Path(spec.store)
+            if place is None:
+                unknown[name] = "it is prepared when it is first used"
+                continue
+            store = TokenStore.open(place, spec.split)
+            store = store.view(spec.domain, spec.skip_tokens, spec.take_tokens, whole_rows=spec.rows == "stored")
+            sizes[name] = store.rows(length) * length
+        except UserError as e:  # a plan can be looked at where its data is not; who trains is told by an error
+            unknown[name] = str(e)
+    return sizes, unknown
+
+
+def mix_table(plan: RunPlan, sizes: Mapping[str, int] | None = None) -> Table:
+    """First and last share, tokens and epochs of every column of every phase.
+
+    Epochs are passes in this phase over the store, or over the range that is replayed, as in the ledger.
+
+    Args:
+      sizes: training tokens of sources, where known.
+    """
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("phase", "column", "first share", "last share", "tokens", "multiplier, first", "last"):
+    for title in ("phase", "column", "first share", "last share", "tokens", "epochs", "multiplier, first", "last"):
         table.add_column(title, justify="left" if title in ("phase", "column") else "right")
     for phase in plan.phases:
         last = phase.steps - 1
@@ -53,14 +115,28 @@ def mix_table(plan: RunPlan) -> Table:
         )  # fmt: skip
         for k, (column, a, b, tokens, w, v) in enumerate(columns):
             share = (f"{100 * a:.4g} %", f"{100 * b:.4g} %")
-            counted = human(tokens * phase.tokens_per_step)
+            read = tokens * phase.tokens_per_step
+            size = range_tokens(plan, phase, column, sizes or {})
+            epochs = f"{read / size:.3g}" if size else "—"
             name = escape(phase.name) if k == 0 else ""
-            table.add_row(name, escape(column.name), *share, counted, f"{w:.4g}", f"{v:.4g}")
+            table.add_row(name, escape(column.name), *share, human(read), epochs, f"{w:.4g}", f"{v:.4g}")
     return table
 
 
-def write_mix(plan: RunPlan, out: Path) -> Path:
+def range_tokens(plan: RunPlan, phase: Phase, column: Column, sizes: Mapping[str, int]) -> float | None:
+    """Distinct tokens that a column can read: its source's store, or the replayed range; None where not known."""
+    if column.source is not None:
+        return sizes.get(column.source)
+    seen = next(p.new_tokens for p in plan.phases if p.name == column.of)
+    reservoir = phase.spec.replay.range == "reservoir"
+    return min(seen, phase.spec.replay.reservoir or 0) if reservoir else seen
+
+
+def write_mix(plan: RunPlan, out: Path, sizes: Mapping[str, int] | None = None) -> Path:
     """Draw the mix into `out`, in the format that its suffix names.
+
+    Args:
+      sizes: training tokens of sources, where known; the legend says how many epochs the run makes over them.
 
     Raises:
       ConfigError: another suffix than .html, .png or .svg.
@@ -71,31 +147,76 @@ def write_mix(plan: RunPlan, out: Path) -> Path:
         raise ConfigError(f"--out={out}: draws {', '.join(writers)}, not '{out.suffix}'")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        writers[out.suffix](plan, out)
+        writers[out.suffix](plan, out, sizes or {})
     except OSError as e:
         raise RunError(f"{out}: cannot write ({e.strerror}); choose another --out") from e
     return out
 
 
-def _read_so_far(tokens_P: np.ndarray, shares: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Tokens of every column up to each point."""
-    step_P = np.diff(tokens_P, prepend=0.0)
-    return {name: np.cumsum(step_P * np.insert(share, 0, 0.0)[:-1]) for name, share in shares.items()}
+def _points(phase: Phase) -> np.ndarray:
+    """Steps of a phase that are drawn, and its end."""
+    steps = np.unique(np.linspace(0, phase.steps - 1, min(phase.steps, POINTS)).astype(int))
+    return np.append(steps, phase.steps)
 
 
-def _html(plan: RunPlan, out: Path) -> None:
+def _prepared(plan: RunPlan, name: str, spec: SourceSpec) -> Path | None:
+    """The folder in which `open_sources` would find the corpus prepared; told by what the manifests say they are."""
+    root, options = Path(plan.spec.stores), spec.options
+    folders = sorted(root.glob(f"{glob.escape(name)}-????????"))
+    if not folders or (tokenizer := _tokenizer_hash(plan, root)) is None:
+        return None
+    wanted = {key: getattr(options, key) for key in ("validation", "replay_holdout", "dedup", "shard_tokens")}
+    wanted |= {"description": corpus_identity(spec), "format": FORMAT}
+    for folder in folders:
+        manifest = read_manifest(folder)
+        same = all(manifest.get(key) == value for key, value in wanted.items())
+        if manifest and same and manifest["tokenizer"]["hash"] == tokenizer:
+            return folder
+    return None
+
+
+def _tokenizer_hash(plan: RunPlan, root: Path) -> str | None:
+    """Of the tokenizer that corpora are prepared with; None for one that is not trained yet."""
+    spec = plan.spec.tokenizer
+    if spec.train_on is None:
+        return find("cpt.data.tokenizers", spec.kind, "tokenizer.kind")(spec, None).hash
+    if spec.train_on not in plan.spec.sources:
+        return None
+    # The name that `cpt.data.preparing` keeps it under. Were that to change, nothing is found and no size is known.
+    made_of = [dataclasses.asdict(spec), corpus_identity(plan.spec.sources[spec.train_on])]
+    canonical = json.dumps(made_of, sort_keys=True, separators=(",", ":"))
+    file = root / f"tokenizer-{hashlib.blake2b(canonical.encode(), digest_size=4).hexdigest()}.json"
+    return load(file, spec.eod_token).hash if file.is_file() else None
+
+
+def _titles(
+    shares: Mapping[str, np.ndarray], read: Mapping[str, np.ndarray], sizes: Mapping[str, int]
+) -> dict[str, str]:
+    """Name for the legend of everything that is drawn, with the epochs that the run makes over it where known."""
+    epochs = {name: f", {read[name][-1] / size:.3g} epochs" for name, size in sizes.items() if name in read and size}
+    return {name: name + epochs.get(name, "") for name in {**shares, **read}}
+
+
+def _html(plan: RunPlan, out: Path, sizes: Mapping[str, int]) -> None:
     from plotly.subplots import make_subplots
 
-    from cpt.reports.figures import label, layout, line, style
+    from cpt.reports.figures import label, layout, line, rounded, style
 
-    tokens_P, shares = mix_over_time(plan)
-    styles = style(shares)
+    (tokens_P, shares), (_, read) = mix_over_time(plan), read_over_time(plan)
+    titles = _titles(shares, read, sizes)
+    styles = style(titles)
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for name, share in shares.items():
         own = {**styles[name], "width": 0}
-        figure.add_trace(line(tokens_P, 100 * share, name, own, stackgroup="mix", legendgroup=name), 1, 1)
-    for name, read in _read_so_far(tokens_P, shares).items():
-        figure.add_trace(line(tokens_P, read, name, styles[name], legendgroup=name, showlegend=False), 2, 1)
+        figure.add_trace(line(tokens_P, 100 * share, titles[name], own, stackgroup="mix", legendgroup=name), 1, 1)
+    for name, read_P in read.items():
+        more = {"legendgroup": name, "showlegend": name not in shares}
+        if sizes.get(name):
+            more |= {
+                "customdata": rounded(read_P / sizes[name]),
+                "hovertemplate": "%{y:.4s} (%{customdata:.3g} epochs)",
+            }
+        figure.add_trace(line(tokens_P, read_P, titles[name], styles[name], **more), 2, 1)
     for phase in plan.phases:
         figure.add_vline(x=phase.first_token, line_width=1, line_dash="dot", line_color="gray")
         figure.add_annotation(x=phase.first_token, y=1, yref="paper", text=f"<b>{label(phase.name)}</b>",
@@ -107,7 +228,7 @@ def _html(plan: RunPlan, out: Path) -> None:
     write_atomic(out, figure.to_html(include_plotlyjs=True, full_html=True))
 
 
-def _image(plan: RunPlan, out: Path) -> None:
+def _image(plan: RunPlan, out: Path, sizes: Mapping[str, int]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -115,14 +236,21 @@ def _image(plan: RunPlan, out: Path) -> None:
 
     from cpt.reports.figures import PALETTE
 
-    tokens_P, shares = mix_over_time(plan)
+    (tokens_P, shares), (_, read) = mix_over_time(plan), read_over_time(plan)
+    titles = _titles(shares, read, sizes)
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(9, 5.4), dpi=150, sharex=True)
-    colours = [PALETTE[i % len(PALETTE)] for i in range(len(shares))]
+    colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(titles)}
     above.stackplot(
-        tokens_P, *(100 * s for s in shares.values()), labels=list(shares), colors=colours, alpha=0.85, lw=0
+        tokens_P,
+        *(100 * s for s in shares.values()),
+        labels=[titles[n] for n in shares],
+        colors=[colours[n] for n in shares],
+        alpha=0.85,
+        lw=0,
     )
-    for colour, read in zip(colours, _read_so_far(tokens_P, shares).values(), strict=True):
-        below.plot(tokens_P, read, color=colour, lw=1.5)
+    for name, read_P in read.items():
+        label = None if name in shares else titles[name]
+        below.plot(tokens_P, read_P, color=colours[name], lw=1.5, label=label)
     for phase in plan.phases:
         for axes in (above, below):
             axes.axvline(phase.first_token, color="0.5", lw=0.8, ls=":")

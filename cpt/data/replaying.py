@@ -36,7 +36,10 @@ def shares(replay: Replay, where: str, step: int | None = None) -> np.ndarray:
 
 
 def steps_of_new(spec: ReplaySpec, tokens: int, tokens_per_step: int, where: str) -> int:
-    """The most steps whose new tokens are within a budget of `tokens`, replay coming on top."""
+    """Steps whose new tokens are within a budget of `tokens`, replay coming on top, while those of one more are not.
+
+    There may be several such numbers where a longer phase is also replayed longer (`over` is rounded to whole steps).
+    """
     budget = tokens / tokens_per_step
 
     def fits(steps: int) -> bool:

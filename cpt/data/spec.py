@@ -48,8 +48,8 @@ class ReplaySpec:
       order: `original` keeps the order in which the phase consumed its rows (as the paper does); `shuffled` does not.
       accounting: `fixed_total` displaces new tokens and keeps the compute; `fixed_new` adds replay on top of the
         phase's budget of new tokens.
-      max_repeats: passes over the range that are allowed, by all phases that replay it together; needing more is an
-        error, never a silent wrap-around.
+      max_repeats: passes over the range, or over an outside store whatever its `epochs`, that are allowed, by all
+        phases that replay it together; needing more is an error, never a silent wrap-around.
       reservoir: size of the reservoir in tokens.
       schedule: how the share moves over the phase.
       between: the parts of several: `given` by the mapping (equal ones where it is none), `equal`, `proportional` to

@@ -20,13 +20,15 @@ def shares(entries: list[Entry], phase: str, column: str) -> dict[tuple[str, str
 
 
 def ledger_table(entries: list[Entry]) -> Html:
-    """Per phase and source: tokens planned and consumed, shares, unique tokens, epochs, FLOPs."""
-    heads = ["phase", "source", "role", "planned", "consumed", "unique", "share", "epochs", "FLOPs"]
+    """Per phase and source: tokens planned and consumed, shares, unique tokens, repeats, epochs, FLOPs."""
+    heads = ["phase", "source", "role", "planned", "consumed", "unique", "repeats", "share", "epochs", "FLOPs"]
     rows = []
     for e in entries:
         share = shares(entries, e["phase"], "tokens_consumed")[e["source"], e["role"]]
         counts = [f"{e[k]:,}" for k in ("tokens_planned", "tokens_consumed", "unique_tokens")]
-        names = [e["phase"], e["source"], e["role"]]
+        counts.append(f"{e['tokens_consumed'] - e['unique_tokens']:,}")
+        domain = f" ({e['domain']})" if e.get("domain") else ""
+        names = [e["phase"], f"{e['source']}{domain}", e["role"]]
         rows.append([*names, *counts, fmt.percent(share, 2), f"{e['epochs']:.3f}", human(e["flops"])])
     return table(heads, rows, "Ledger, in tokens", text_columns=3)
 

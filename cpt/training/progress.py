@@ -13,7 +13,7 @@ from cpt.units import compact, human
 
 
 class TrainingProgress:
-    """Bars with loss, learning rate, tokens per second, the change of each old set, and the time left.
+    """Bars with loss, learning rate, tokens per second, share of replay, change of each old set, and the time left.
 
     Args:
       plan: for phases and totals.
@@ -35,6 +35,8 @@ class TrainingProgress:
         self._reference: dict[str, float] = {}
         # Per set: the change since the phase began, the largest one, and the tokens of the phase at that one.
         self._change: dict[str, tuple[float, float, int]] = {}
+        # Per phase: tokens trained on since this process began, those of replay and all.
+        self._replayed: dict[str, tuple[int, int]] = {}
 
     def __enter__(self) -> TrainingProgress:
         if self.live:
@@ -63,7 +65,8 @@ class TrainingProgress:
         """Draw the state after the update of `row` (a row of metrics.jsonl)."""
         phase = self.plan.phase_at(row["step"] - 1)
         speed = human(row["tokens_per_second"])
-        note = f"loss {row['loss']:.3f}  lr {compact(row['lr'])}  {speed} tok/s{self._gap(phase)}"
+        note = f"loss {row['loss']:.3f}  lr {compact(row['lr'])}  {speed} tok/s"
+        note += self._replay(phase, row) + self._gap(phase)
         if seconds_left is not None:
             note += f"  eta {int(seconds_left) // 60}:{int(seconds_left) % 60:02d}"
         done = row["step"] - phase.first_step
@@ -75,6 +78,17 @@ class TrainingProgress:
         elif time.monotonic() - self._last_line > self.line_every_s or done == phase.steps:
             self._last_line = time.monotonic()
             self.console.print(f"{phase.name} {done}/{phase.steps}  {note}", highlight=False, soft_wrap=True)
+
+    def _replay(self, phase: Any, row: dict[str, Any]) -> str:
+        """`  replay 5.0 %`: the share of what was trained on in a phase that replays."""
+        if not phase.spec.replay.active:
+            return ""
+        old, every = self._replayed.get(phase.name, (0, 0))
+        for column in phase.columns:
+            tokens = row.get(f"source/{column.name}/tokens", 0)
+            old, every = old + tokens * (column.role == "replay"), every + tokens
+        self._replayed[phase.name] = old, every
+        return f"  replay {100 * old / max(every, 1):.1f} %"
 
     def _gap(self, phase: Any) -> str:
         """`  pile +0.31 (peak +0.44 at 23k tokens)` for the sets that this phase can forget."""

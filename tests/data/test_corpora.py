@@ -3,6 +3,7 @@
 import ast
 import bz2
 import gzip
+import io
 import json
 import lzma
 import pickle
@@ -71,9 +72,41 @@ def test_text_reads_folders_globs_and_files_in_name_order(tmp_path):
     assert items(text, tmp_path / "d.bin") == ["no"]
     several = f"{tmp_path}/sub,{tmp_path}/b.txt,{tmp_path}/*.txt"  # in the order given, none twice
     assert items(text, several) == ["three", "two", " \n"]
+    assert items(text, f"{tmp_path}/sub, {tmp_path}/sub/../sub/c.rst") == ["three"]
     (tmp_path / "f,g.txt").write_text("comma")
     assert items(text, tmp_path / "f,g.txt") == ["comma"]
-    assert items(text, tmp_path / "sub", domain="folder") == [("sub", "three")]
+
+
+def test_a_list_of_files_may_be_long_and_each_must_be_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [f"part-{i:05}.txt" for i in range(400)]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    assert items(text, ",".join(reversed(names))) == names[::-1]
+    with pytest.raises(DataError, match=r"data error: nope\.txt: no such file \(looked in "):
+        items(text, ",".join([*names, "nope.txt"]))
+
+
+def test_folders_as_domains_are_the_first_below_the_given_one(tmp_path, monkeypatch):
+    for name in ("top.txt", "en/a.txt", "en/web/b.txt", "de/c.txt"):
+        (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "all" / name).write_text(name)
+    of = {"de/c.txt": "de", "en/a.txt": "en", "en/web/b.txt": "en", "top.txt": "all"}
+    domains = lambda path: {t: d for d, t in items(text, path, domain="folder")}  # noqa: E731
+    assert domains(tmp_path / "all") == of == domains(f"{tmp_path}/all/**/*.txt") | {"top.txt": "all"}
+    assert domains(f"{tmp_path}/all/en,{tmp_path}/all/de/c.txt") == {
+        "en/a.txt": "en",
+        "en/web/b.txt": "web",
+        "de/c.txt": "de",
+    }
+    monkeypatch.chdir(tmp_path / "all")
+    assert domains("*/*.txt") == {"de/c.txt": "de", "en/a.txt": "en"}
+    assert domains("top.txt") == {"top.txt": "all"}
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/domains/en/x/a.txt", b"a")
+    memory.pipe("/domains/de/b.txt", b"b")
+    for path in ("memory://domains", "memory://domains/**/*.txt"):
+        assert domains(path) == {"a": "en", "b": "de"}
 
 
 def test_text_errors_say_what_and_where(tmp_path):
@@ -95,6 +128,7 @@ def test_files_far_away_read_like_those_here(tmp_path):
     for name in ("b", "a"):
         memory.pipe(f"/bucket/{name}.jsonl.gz", gzip.compress(json.dumps({"text": name}).encode()))
     memory.pipe("/bucket/notes.md", b"no")
+    (tmp_path / "x.jsonl").write_text('{"text": "here"}')
     table = pa.table({"text": ["p"]})
     with memory.open("/bucket/t.parquet", "wb") as f:
         pq.write_table(table, f)
@@ -107,17 +141,45 @@ def test_files_far_away_read_like_those_here(tmp_path):
     assert stamp("memory://bucket/*.gz") != before and len(before) == 2
     with pytest.raises(DataError, match="memory://none/x: no such file"):
         items(jsonl, "memory://none/x")
+    memory.pipe("/one.jsonl/notes.jsonl.md", b"no")  # of a folder only the suffixes are read, be it one file
+    for path in ("memory://one.jsonl", "memory://one.jsonl/"):
+        with pytest.raises(DataError, match=r"no folder with a \*\.jsonl"):
+            items(jsonl, path)
+    assert items(jsonl, f"file://{tmp_path}/x.jsonl") == ["here"]
     with pytest.raises(DataError, match="no such protocol as nope://"):
         items(jsonl, "nope://x")
 
 
 def test_a_protocol_without_its_client_names_the_package(monkeypatch):
-    def missing(protocol):
-        raise ImportError(protocol)
+    def missing(path):
+        raise ImportError(path)
 
-    monkeypatch.setattr(fsspec, "filesystem", missing)
+    def locked(path):
+        raise RuntimeError("no credentials")
+
+    monkeypatch.setattr(fsspec, "url_to_fs", missing)
     with pytest.raises(DataError, match=r"gs://b/x: gs:// needs a client that is not installed; `pip install gcsfs`"):
         existing("gs://b/x", (".jsonl",))
+    monkeypatch.setattr(fsspec, "url_to_fs", locked)
+    with pytest.raises(DataError, match=r"gs://b/x: gs:// cannot be opened \(no credentials\)"):
+        existing("gs://b/x", (".jsonl",))
+
+
+def test_a_client_that_fails_while_reading_is_a_file_that_cannot_be_read(monkeypatch):
+    class ConnectionLost(Exception):
+        """As clients have of their own."""
+
+    class Flaky(io.BytesIO):
+        def read(self, n=-1):
+            if self.tell():
+                raise ConnectionLost("gone")
+            return super().read(min(n, 300))
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/flaky/a.jsonl", b'{"text": "x"}\n' * 50)
+    monkeypatch.setattr(type(memory), "_open", lambda self, path, mode, **k: Flaky(self.cat(path)))
+    *before, last = items(jsonl, "memory://flaky/a.jsonl")
+    assert before == ["x"] * (300 // 14) and last.endswith("a.jsonl:22: cannot be read (gone)")
 
 
 # ---- JSON lines
@@ -162,6 +224,8 @@ def test_domains_and_the_old_names_of_the_pile(tmp_path):
         (b'["text"]', "no field 'text' (not an object)"),
         (b'{"text": 3}', "field 'text' holds int, not a string"),
         (b'{"text": null}', "field 'text' holds NoneType, not a string"),
+        (b'{"text": ["a", "b"]}', "field 'text' holds list, not a string"),
+        (b'{"text": [1, 99999999999999999999]}', "field 'text' holds integers that are too large"),
         (b'{"text": "\xff"}', "not UTF-8 (byte 10 of the line)"),
         (b"\x00", "invalid JSON ("),
     ],
@@ -201,8 +265,17 @@ def test_a_file_that_vanishes_is_a_bad_one(tmp_path):
     parts = jsonl(str(tmp_path), Fields())
     (tmp_path / "a.jsonl").unlink()
     (gone,), (there,) = (list(p.open()) for p in parts)
-    assert gone.ends_part and "a.jsonl:1: cannot be read (No such file" in str(gone)
+    assert gone.ends_part and gone.kind == "cannot be read"
+    assert "a.jsonl:1: cannot be read (No such file" in str(gone)
     assert document_of(there).text == "x"
+
+
+def test_a_zstd_window_that_is_too_large_is_named(tmp_path):
+    large = zstandard.ZstdCompressionParameters.from_level(3, window_log=28)
+    packer = zstandard.ZstdCompressor(compression_params=large).compressobj()  # so that the frame states the window
+    (tmp_path / "c.jsonl.zst").write_bytes(packer.compress(b'{"text": "x"}\n') + packer.flush())
+    (only,) = items(jsonl, tmp_path)
+    assert "c.jsonl.zst:1: compressed with a window of more than 128 MiB (zstd --long)" in only
 
 
 def test_lines_that_are_no_records_are_not_held_in_memory(tmp_path, monkeypatch):
@@ -231,6 +304,22 @@ def test_readers_stream_in_constant_memory_and_meter_what_they_read(tmp_path, su
     assert METER.read - before == path.stat().st_size == part.size
 
 
+@pytest.mark.slow
+def test_records_of_200_megabytes_are_held_one_at_a_time(tmp_path):
+    with (tmp_path / "c.jsonl.zst").open("wb") as f, zstandard.ZstdCompressor().stream_writer(f) as writer:
+        for _ in range(3):
+            writer.write(b'{"text": "' + b"word " * 40_000_000 + b'"}\n')
+    (part,) = jsonl(str(tmp_path), Fields())
+    peaks = []
+    tracemalloc.start()
+    for item in part.open():
+        assert item.characters == 200_000_013
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        del item
+    tracemalloc.stop()
+    assert len(peaks) == 3 and peaks[-1] < peaks[0] + (1 << 20) < 450e6  # in pieces and as a whole
+
+
 # ---- columns, records and ids
 
 
@@ -245,6 +334,28 @@ def test_parquet_reads_columns_nested_fields_and_ids(tmp_path):
     assert items(parquet, tmp_path, "ids") == [[1, 2], [3], []]
     (missing,) = items(parquet, tmp_path, "text")
     assert "t.parquet: no column 'text' (it has content, ids.list.element, meta.n, meta.name)" in missing
+
+
+def test_parquet_holds_a_batch_in_memory_and_not_a_row_group(tmp_path):
+    rng = np.random.default_rng(0)
+    table = pa.table({"text": [rng.bytes(5000).hex() for _ in range(6000)]})
+    pq.write_table(table, tmp_path / "t.parquet", use_dictionary=False)  # 60 MB
+    del table
+    (part,) = parquet(str(tmp_path), Fields())
+    before = pa.total_allocated_bytes()
+    tracemalloc.start()  # what is read is held by Python, what is decoded by Arrow
+    peak = max(pa.total_allocated_bytes() - before for _ in part.open())
+    peak += tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.75 * part.size
+
+
+def test_parquet_rows_that_are_not_utf8_are_counted(tmp_path):
+    valid = pa.array([b"eins", b"\xff\xfe", b"drei"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 3, valid.buffers())
+    pq.write_table(pa.table({"text": text}), tmp_path / "t.parquet")
+    eins, bad, drei = items(parquet, tmp_path)
+    assert (eins, drei) == ("eins", "drei") and "t.parquet:2: not UTF-8" in bad
 
 
 def test_a_damaged_parquet_file_is_a_bad_one(tmp_path):
@@ -268,6 +379,8 @@ def test_array_records_hold_text_or_ids(tmp_path):
     assert eins == "eins" and "t.array_record:2: not UTF-8" in bad
     ids, bad = items(array_record, tmp_path / "i.array_record", "uint16")
     assert ids == [1, 300] and "i.array_record:2: 3 bytes are no ids of uint16" in bad
+    with pytest.raises(DataError, match="no field 'unit16'; did you mean 'uint16'"):
+        items(array_record, tmp_path / "i.array_record", "unit16")
     (tmp_path / "x.array_record").write_bytes(b"nothing of the kind")
     assert "x.array_record:1: damaged file" in items(array_record, tmp_path / "x.array_record")[0]
 
@@ -280,6 +393,9 @@ def test_megatron_pairs_give_their_documents(tmp_path, monkeypatch):
                 writer.add(np.array(ids, np.int64))
     for path in (tmp_path, f"{tmp_path}/a,{tmp_path}/b.idx", f"{tmp_path}/*.idx"):
         assert items(megatron, path) == [[1, 2], [], [3], [4]]
+    fsspec.filesystem("memory").pipe("/pairs/a.idx", b"")
+    with pytest.raises(DataError, match=r"memory:.*a\.idx: Megatron pairs are read from local disks only"):
+        items(megatron, "memory://pairs")
     (tmp_path / "b.bin").write_bytes(b"\0")
     with pytest.raises(DataError, match=r"1 bytes shorter than b\.idx says"):
         items(megatron, tmp_path / "b.idx")
@@ -307,6 +423,9 @@ def test_stamp_changes_with_a_file(tmp_path):
     (tmp_path / "a.txt").write_text("four")
     assert stamp(str(tmp_path)) != before
     assert stamp(None) == stamp(None) != []
+    (tmp_path / "a#train.txt").write_text("in the name")
+    assert stamp(f"{tmp_path}/a#train.txt")[0][1] == 11
+    assert stamp(f"{tmp_path}#train") == stamp(str(tmp_path))  # the split of a TFDS data set
 
 
 SOURCE = '''

@@ -1,5 +1,6 @@
 """TFDS data sets as corpora: without TensorFlow, by folder, with splits, as text and as ids."""
 
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -65,6 +66,34 @@ def test_parts_are_ranges_in_order(folder, monkeypatch):
     parts = tfds(str(folder), Fields())
     assert [sum(1 for _ in p.open()) for p in parts] == [10, 10, 5]
     assert next(iter(parts[2].open())).text == "Grüße 20"
+
+
+def test_a_damaged_shard_is_a_bad_item_and_ends_its_part(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "d")
+    (shard,) = (tmp_path / "d").glob("*train.array_record*")
+    content = shard.read_bytes()
+    at = content.index("Grüße 17".encode())
+    module = sys.modules[tfds.__module__]
+    monkeypatch.setattr(module, "RECORDS", 10)
+    monkeypatch.setattr(module, "_TOGETHER", 5)
+    shard.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    found = items(tmp_path / "d")
+    (bad,) = (d for d in found if isinstance(d, Bad))
+    assert bad.ends_part and bad.kind == "damaged file" and f"{tmp_path}/d[15]: damaged file (" in str(bad)
+    assert "\n" not in str(bad)
+    assert [d.text for d in found if d is not bad] == [f"Grüße {i}" for i in (*range(15), *range(20, 25))]
+
+
+def test_bytes_that_are_not_utf8_are_counted(monkeypatch):
+    class Source:
+        """Three records, as TFDS gives them; features that are not asked for may hold anything."""
+
+        def __getitems__(self, at):
+            return [{"text": [b"a", b"\xff", b"c"][i], "image": b"\xff\xd8"} for i in at]
+
+    monkeypatch.setattr(sys.modules[tfds.__module__], "_open", lambda name, split: (Source(), 3))
+    a, bad, c = items("x")
+    assert (a.text, c.text) == ("a", "c") and str(bad).startswith("x[1]: not UTF-8 (byte 0)") and not bad.ends_part
 
 
 def test_what_is_not_there_is_one_line(folder, tmp_path):

@@ -93,6 +93,7 @@ def test_rows_and_totals_of_a_finished_run(mix):
         "phase": "first",
         "source": "old",
         "role": "new",
+        "domain": None,
         "tokens_planned": 5120,
         "tokens_consumed": 5120,
         "unique_tokens": 5120,

@@ -79,7 +79,7 @@ def mixes(draw, allowed=SOURCES) -> dict[str, float]:
 def replays(draw, earlier: list[PhaseSpec], mix: dict, several: bool) -> ReplaySpec:
     chosen = st.integers(0, len(earlier) - 1)
     of = draw(st.lists(chosen, min_size=1, max_size=3, unique=True)) if several else [draw(chosen)]
-    old = [n for i in of for n, q in earlier[i].mix.items() if q]
+    old = [n for i in of for n in earlier[i].mix]
     once = len(set(old)) == len(old) and not set(old) & set(mix)
     kinds = ["seen", "reservoir"] + (["unseen"] if once else [])
     return ReplaySpec(

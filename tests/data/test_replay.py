@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_mix import LENGTH, column, flat, phase, plan_of, read
 
-from cpt.config import ReplaySpec
+from cpt.config import MixerSpec, ReplaySpec
 from cpt.data.mix import MixPlan
 from cpt.data.preparing import SourceSpec
 from cpt.data.spec import ReplayShareSpec
@@ -67,16 +67,42 @@ def all_of_it(replay, step):
     st.floats(0, 0.9),
     st.integers(1, 3000),
 )
+@example("decay", 0.9, 0.0, 60)  # with one step more the half-life grows by one, which costs more than a step
+@example("decay", 0.0, 0.9, 14)
 def test_on_top_of_the_new_tokens_the_new_tokens_are_the_budget(kind, share, end, tokens):
-    """`fixed_new`: the most steps whose new tokens fit; one more would be too many."""
+    """`fixed_new`: the new tokens of its steps fit; those of one step more would be too many."""
     tokens = tokens * 4 * LENGTH
     spec = ReplaySpec("p0", share, schedule=ReplayShareSpec(kind, end), accounting="fixed_new", max_repeats=1e9)
     plan = plan_of(phase(6), phase(None, {"b": 1.0}, tokens=tokens, replay=spec))
     p = plan.phases[1]
     assert p.new_tokens <= tokens * (1 + 1e-9)
-    assert tokens - p.new_tokens < 4 * LENGTH * (1 + 1e-6) and p.steps >= tokens // (4 * LENGTH)
+    longer = plan_of(phase(6), phase(p.steps + 1, {"b": 1.0}, replay=spec)).phases[1]
+    assert longer.new_tokens > tokens and p.steps >= tokens // (4 * LENGTH)
     same = plan_of(phase(6), phase(None, {"b": 1.0}, tokens=tokens, replay=ReplaySpec("p0", share, max_repeats=1e9)))
     assert same.phases[1].steps == tokens // (4 * LENGTH)  # replay displaces
+
+
+def test_a_schedule_without_anything_to_replay_is_a_mistake():
+    with pytest.raises(
+        ConfigError, match=r"p1\.replay\.schedule: there is nothing to replay; name it in phases\.p1\.rep"
+    ):
+        plan_of(phase(5), phase(5, replay=ReplaySpec(schedule=ReplayShareSpec("linear", end=0.3))))
+
+
+# ---- what a mixer read ----
+@pytest.mark.parametrize(
+    ("mix", "mixer", "expected"),
+    [
+        ({"a": 0.5, "b": 0.5}, MixerSpec("proportional", {"sizes": {"a": 3, "b": 1}}), {"a": 0.75, "b": 0.25}),
+        ({"a": 1.0, "b": 0.0}, MixerSpec("linear", {"end": {"a": 0.0, "b": 1.0}}), {"a": 0.5, "b": 0.5}),
+        ({"a": 1.0, "b": 0.0}, MixerSpec(), {"a": 1.0}),
+    ],
+)
+def test_unseen_data_is_in_proportion_to_what_was_read_and_not_to_what_mix_says(mix, mixer, expected):
+    replay = ReplaySpec("p0", 0.5, range="unseen")
+    plan = plan_of(phase(40, mix, mixer=mixer), phase(40, {"c": 1.0}, replay=replay))
+    parts = {c.source: c.part for c in plan.phases[1].columns if c.role == "replay"}
+    assert parts == pytest.approx(expected) and plan.phases[0].new_mix() == pytest.approx(expected)
 
 
 # ---- several phases ----
@@ -146,13 +172,48 @@ def test_what_another_model_saw_is_read_in_its_order():
 
 
 def test_its_repeats_are_capped_by_the_replay_and_not_by_its_epochs():
-    with pytest.raises(DataError, match=r"sources\.c: runs out: the plan reads 80 tokens of it, its store has 40"):
-        MixPlan(outside(of="c"), {"b": 60, "c": 10})
+    for epochs in ({}, {"c": 9.0}):
+        with pytest.raises(
+            ConfigError, match=r"p0\.replay\.max_repeats: the plan replays the store 'c' 2 times; 1 allo"
+        ):
+            MixPlan(outside(of="c"), {"b": 60, "c": 10}, epochs)
+    with pytest.raises(DataError, match=r"sources\.c: phases\.p0\.replay reads it, but its store has not one row of 4"):
+        MixPlan(outside(of="c"), {"b": 60, "c": 0})
     mix = MixPlan(outside(of="c", max_repeats=2.0), {"b": 60, "c": 10})
     assert (
         mix.consumed == {"b": 60, "c": 20}
         and mix.first_reads(mix.plan.phases[0], mix.plan.phases[0].columns[1], 20) == 10
     )
+
+
+def test_each_phase_keeps_to_its_own_cap_on_an_outside_store():
+    """20 rows of a store of 15 in the first phase: what a later phase allows is no leave for it."""
+    sources = {n: SourceSpec(store=n) for n in "bc"}
+
+    def consumed(first: float, second: float) -> dict[str, int]:
+        phases = [
+            phase(20, {"b": 1.0}, replay=ReplaySpec("c", 0.25, max_repeats=first)),
+            phase(8, {"b": 1.0}, replay=ReplaySpec("c", 0.25, max_repeats=second)),
+        ]
+        return MixPlan(plan_of(*phases, sources=sources), {"b": 100, "c": 15}).consumed
+
+    assert consumed(20 / 15, 28 / 15) == {"b": 84, "c": 28}
+    with pytest.raises(
+        ConfigError, match=r"p0\.replay\.max_repeats: the plan replays the store 'c' 1\.33 times; 1 allow"
+    ):
+        consumed(1.0, 9.0)
+    with pytest.raises(
+        ConfigError, match=r"p1\.replay.*the store 'c' 1\.87 times, with the phases before it; 1\.5 allow"
+    ):
+        consumed(9.0, 1.5)
+
+
+def test_a_name_that_is_a_phase_and_a_source_means_the_phase():
+    sources = {n: SourceSpec(store=n) for n in ("a", "b", "p0")}
+    plan = plan_of(phase(6), phase(8, {"b": 1.0}, replay=ReplaySpec("p0", 0.25)), sources=sources)
+    assert [(c.of, c.source) for c in plan.phases[1].columns] == [(None, "b"), ("p0", None)]
+    rows = flat(column(plan, read(MixPlan(plan, {"a": 24, "b": 24, "p0": 0})), 1, "replay"))
+    assert {name for name, _ in rows} == {"a"}
 
 
 def test_phases_and_stores_together():

@@ -1,11 +1,15 @@
 """Tokenizers: exact round trips and byte counts, determinism, and what a foreign tokenizer.json may be."""
 
+import builtins
+import io
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import sentencepiece as library
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +18,7 @@ from cpt.data.tokenizers._base import TokenizerSpec, load
 from cpt.data.tokenizers.bpe import bpe, limited
 from cpt.data.tokenizers.byte import _byte_characters, byte
 from cpt.data.tokenizers.file import file
+from cpt.data.tokenizers.sentencepiece import BLANK, SentencePieceTokenizer, sentencepiece
 from cpt.errors import ConfigError, DataError
 from cpt.registry import available
 
@@ -31,7 +36,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.samp
 
 
 def test_the_room():
-    assert list(available("cpt.data.tokenizers")) == ["bpe", "byte", "file"]
+    assert list(available("cpt.data.tokenizers")) == ["bpe", "byte", "file", "sentencepiece"]
 
 
 @pytest.mark.parametrize("tokenizer", [byte(), BPE], ids=["byte", "bpe"])
@@ -194,6 +199,114 @@ def test_errors_of_files(tmp_path):
         (tmp_path / "tokenizer.json").write_text(content)
         with pytest.raises(DataError, match=r"tokenizer\.json: "):
             load(tmp_path)
+
+
+# ---- SentencePiece
+
+
+def model(model_type="bpe", vocab_size=340, text=TEXT, **options) -> bytes:
+    """A `.model` of Llama's kind, trained on `text`: bytes for what it has no piece for, nothing normalised."""
+    defaults = dict(byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False)
+    out = io.BytesIO()
+    library.SentencePieceTrainer.train(
+        sentence_iterator=iter(text), model_writer=out, model_type=model_type, vocab_size=vocab_size,
+        hard_vocab_limit=False, minloglevel=2, **(defaults | options),
+    )  # fmt: skip
+    return out.getvalue()
+
+
+LLAMA = model(user_defined_symbols=["<x>", f"{BLANK}{BLANK}"])
+SP = SentencePieceTokenizer(LLAMA, "m")
+UNIGRAM = SentencePieceTokenizer(model("unigram", add_dummy_prefix=False), "u")
+spelled = texts | st.sampled_from(["</s>", "<s>a", "<unk>", "<0x41>", "a<x>  b", "  two  ", "\n\n", "Grüße"])
+
+
+@pytest.mark.parametrize("tokenizer", [SP, UNIGRAM], ids=["bpe", "unigram"])
+@given(batch=st.lists(spelled, max_size=4))
+def test_sentencepiece_round_trip_and_exact_byte_counts(tokenizer, batch):
+    encoded = tokenizer.encode_batch(batch)
+    lengths = tokenizer.token_bytes()
+    assert lengths.dtype == np.int32 and lengths.shape == (tokenizer.vocab_size,) and lengths[tokenizer.eod_id] == 0
+    for text, ids in zip(batch, encoded, strict=True):
+        assert ids.dtype == np.int32 and ids.ndim == 1
+        assert not set(ids.tolist()) & {0, 1, 2}  # unknown, begin and end, also where the text spells them
+        seen = text.replace(BLANK, " ")  # which the format cannot tell from a blank
+        assert tokenizer.decode(ids) == seen
+        put_in_front = bool(text) and tokenizer is SP
+        assert lengths[ids].sum() == len(seen.encode()) + put_in_front
+
+
+def test_sentencepiece_ids_are_the_librarys(tmp_path):
+    (tmp_path / "m.model").write_bytes(LLAMA)
+    own = library.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
+    assert (SP.kind, SP.vocab_size, SP.eod_id, SP.eod_token) == ("sentencepiece", own.vocab_size(), 2, "</s>")
+    for text, ids in zip(TEXT, SP.encode_batch(TEXT), strict=True):
+        assert ids.tolist() == own.encode(text) and SP.decode([1, *ids, 2, 10_000]) == text
+    assert SP.token_bytes()[[0, 1, 2, own.piece_to_id("<0xC3>"), own.piece_to_id("<x>")]].tolist() == [0, 0, 0, 1, 3]
+    assert SP.decode([]) == "" and SP.decode([own.piece_to_id("<0xC3>")]) == "\ufffd"
+
+
+def test_sentencepiece_saves_and_loads_by_every_way(tmp_path):
+    (tmp_path / "m.model").write_bytes(LLAMA)
+    SP.save(tmp_path / "tokenizer.json")
+    (tmp_path / "llama").mkdir()
+    shutil.copy(tmp_path / "m.model", tmp_path / "llama" / "tokenizer.model")
+    paths = [tmp_path / "m.model", tmp_path / "tokenizer.json", tmp_path, tmp_path / "llama"]
+    given = [file(TokenizerSpec("file", path=str(p))) for p in paths]
+    given += [sentencepiece(TokenizerSpec("sentencepiece", path=str(p))) for p in (paths[0], paths[3])]
+    for again in given:
+        assert isinstance(again, SentencePieceTokenizer)
+        assert (again.hash, again.eod_id, again.vocab_size) == (SP.hash, SP.eod_id, SP.vocab_size)
+        assert again.encode_batch(TEXT)[2].tolist() == SP.encode_batch(TEXT)[2].tolist()
+    assert UNIGRAM.hash != SP.hash != load(tmp_path, "<s>").hash
+    BPE.save(tmp_path / "llama" / "tokenizer.json")  # many folders have both
+    assert load(tmp_path / "llama").hash == BPE.hash
+
+
+def test_sentencepiece_counts_no_bytes_where_an_id_has_no_fixed_number():
+    assert SentencePieceTokenizer(model(vocab_size=60, byte_fallback=False), "m").token_bytes() is None
+    # Without a piece for the blank, its three bytes are spelled one by one.
+    unspaced = SentencePieceTokenizer(model("unigram", 270, add_dummy_prefix=False, text=["abcabc", "cab"] * 9), "m")
+    assert len(unspaced.encode_batch([" "])[0]) == 3 and unspaced.token_bytes() is None
+
+
+def test_the_end_of_document_symbol_of_a_sentencepiece_model(tmp_path):
+    assert SentencePieceTokenizer(LLAMA, "m", "<s>").eod_id == 1
+    assert SentencePieceTokenizer(model(eos_piece="<stop>"), "m").eod_token == "<stop>"
+    named = model(eos_id=-1, control_symbols=["<|endoftext|>"])
+    assert SentencePieceTokenizer(named, "m").eod_token == "<|endoftext|>"
+    for content, given_name, message in [
+        (LLAMA, "<s/>", r"m: has no piece '<s/>'; did you mean '</?s>'\?; set eod_token"),
+        (LLAMA, "<x>", r"m: '<x>' may stand in a text, it is no control symbol; set eod_token to one of <s>, </s>"),
+        (model(eos_id=-1), None, "m: has no end of sentence; set eod_token"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            SentencePieceTokenizer(content, "m", given_name)
+
+
+def test_errors_of_sentencepiece_files(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"tokenizer\.path: give the SentencePiece model"):
+        sentencepiece(TokenizerSpec("sentencepiece"))
+    with pytest.raises(DataError, match=r"none\.model: the tokenizer cannot be read"):
+        load(tmp_path / "none.model")
+    for content in (b"", b"no model", LLAMA[:-50]):
+        (tmp_path / "m.model").write_bytes(content)
+        with pytest.raises(DataError, match=r"m\.model: not a SentencePiece model \(.*\); copy it again") as e:
+            load(tmp_path / "m.model")
+        assert "\n" not in str(e.value)
+    (tmp_path / "tokenizer.json").write_text('{"sentencepiece": "%%%"}')
+    with pytest.raises(DataError, match=r"tokenizer\.json: its SentencePiece model is damaged"):
+        load(tmp_path)
+    plain = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "sentencepiece":
+            raise ImportError(name)
+        return plain(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ConfigError, match="m: a SentencePiece model needs `pip install sentencepiece`"):
+        SentencePieceTokenizer(LLAMA, "m")
 
 
 def test_no_fork_warning():

@@ -149,7 +149,10 @@ def document_from(record: Any, fields: Fields, where: str) -> Document | Bad:
     if fields.domain and fields.domain.split(".")[-1] == "pile_set_name":
         domain = PILE_NAMES.get(domain, domain)
     if isinstance(text, list) and all(type(i) is int for i in text):
-        text = np.array(text, np.int64)
+        try:
+            text = np.array(text, np.int64)
+        except OverflowError:
+            return Bad("not token ids", where, f"field '{fields.text}' holds integers that are too large for token ids")
     if isinstance(text, np.ndarray) and text.ndim == 1 and np.issubdtype(text.dtype, np.integer):
         return Document("", str(domain), text)
     if not isinstance(text, str):

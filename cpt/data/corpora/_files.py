@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import bz2
 import glob
-import gzip
-import io
-import lzma
+import os
 import platform
+import re
 import sys
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
-from cpt.data.corpora._base import METER, Bad
+from cpt.data.corpora._base import Bad
+from cpt.data.corpora._streams import COMPRESSED, answer, decompressed, filesystem, opened
 from cpt.errors import DataError
-
-COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
-# What reading meets in a file that is cut off, or not what its name says, or that went away.
-DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
-INSTALL = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "hf": "huggingface_hub", "abfs": "adlfs", "az": "adlfs"}
-_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -33,11 +25,13 @@ class InputFile:
       name: its path, or its address where that has a protocol (`gs://bucket/file`).
       size: bytes on disk.
       version: changes when its content may have changed: a time, or what the protocol has for one.
+      folder: where it was looked for: the folder that was given, or that the glob begins in, or its own.
     """
 
     name: str
     size: int
     version: Any
+    folder: str
 
     def open(self) -> BinaryIO:
         """Its content, decompressed by its suffix; what is read from disk is counted on the meter.
@@ -45,140 +39,124 @@ class InputFile:
         Raises:
           OSError: it cannot be opened.
         """
-        return _decompressed(self.name, self.open_raw())
+        return decompressed(self.name, self.open_raw())
 
     def open_raw(self) -> BinaryIO:
         """Its bytes as they lie there, counted on the meter; seekable."""
-        opener = _filesystem(self.name).open if "://" in self.name else open
-        return io.BufferedReader(_Metered(opener(self.name, "rb")), _CHUNK)
+        return opened(self.name)
+
+    @property
+    def first_folder(self) -> str:
+        """The first folder below the one where it was looked for; of a file right in that, the name of that."""
+        below = PurePath(self.name).relative_to(PurePath(self.folder)).parts
+        return below[0] if len(below) > 1 else PurePath(os.path.abspath(self.folder)).name
 
     def damaged(self, error: Exception, at: str = "") -> Bad:
         """What is said of a file that cannot be read (on), after `at`, such as `:17`."""
         why = f"damaged file ({error}); copy it again"
         if isinstance(error, OSError) and error.strerror:
             why = f"cannot be read ({error.strerror})"
+            return Bad("cannot be read", f"{self.name}{at}", why, ends_part=True)
+        if "requires too much memory" in str(error):
+            why = "compressed with a window of more than 128 MiB (zstd --long); compress it again without"
         elif kind := next((k[1:] for k in COMPRESSED if self.name.endswith(k)), ""):
             why = f"damaged {dict(gz='gzip', zst='zstd').get(kind, kind)} file ({error}); copy it again"
         return Bad("damaged file", f"{self.name}{at}", why, ends_part=True)
 
 
-class _Stream(io.RawIOBase):
-    """What has a `read` as a stream that can be buffered."""
-
-    def __init__(self, raw: BinaryIO):
-        self._raw = raw
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        content = self._raw.read(len(buffer))
-        buffer[: len(content)] = content
-        return len(content)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _Metered(_Stream):
-    """Counts what is read of the file under it."""
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._raw.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._raw.tell()
-
-    def readinto(self, buffer: Any) -> int:
-        count = super().readinto(buffer)
-        METER.read += count
-        return count
-
-
-def _decompressed(name: str, raw: BinaryIO) -> BinaryIO:
-    if name.endswith(".zst"):
-        import pyarrow  # whose stream, unlike zstandard's own, tells a file that was cut off
-
-        return io.BufferedReader(_Stream(pyarrow.CompressedInputStream(raw, "zstd")), _CHUNK)
-    openers: dict[str, Callable[[BinaryIO], BinaryIO]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-    return next((opener(raw) for suffix, opener in openers.items() if name.endswith(suffix)), raw)
-
-
 def matches(path: str, suffixes: tuple[str, ...]) -> list[InputFile]:
-    """The files that `path` means: those of each of its comma-separated parts, sorted, none twice.
+    """The files that `path` means: those of each of its comma-separated parts in turn, sorted, none twice.
 
     A part is a file, a folder (its files with `suffixes`, recursively) or a glob, here or behind a protocol.
 
     Raises:
       DataError: a protocol without its client, or that does not answer.
     """
-    found: dict[str, InputFile] = {}
-    # A name may hold a comma.
-    for part in [path] if Path(path).expanduser().exists() else filter(None, path.split(",")):
-        for file in _remote_matches(part, suffixes) if "://" in part else _local_matches(part, suffixes):
-            found.setdefault(file.name, file)
-    return list(found.values())
-
-
-def _local_matches(path: str, suffixes: tuple[str, ...]) -> Iterator[InputFile]:
-    here = Path(path).expanduser()
-    if here.is_file():
-        files = [here]
-    elif here.is_dir():
-        files = sorted(p for p in here.rglob("*") if p.is_file() and p.name.endswith(suffixes))
-    else:
-        files = sorted(p for p in map(Path, glob.glob(str(here), recursive=True)) if p.is_file())
-    for file in files:
-        stat = file.stat()
-        yield InputFile(str(file), stat.st_size, stat.st_mtime_ns)
-
-
-def _remote_matches(path: str, suffixes: tuple[str, ...]) -> Iterator[InputFile]:
-    files = _filesystem(path)
-    try:
-        is_glob = any(c in path for c in "*?[")
-        found = files.glob(path, detail=True) if is_glob else files.find(path, detail=True)
-    except Exception as e:  # every client has errors of its own
-        raise DataError(f"{path}: cannot be listed ({e or type(e).__name__})") from e
-    for name, info in sorted(found.items()):
-        listed = (not is_glob and len(found) > 1) or (not is_glob and not name.endswith(path.rpartition("/")[2]))
-        if info["type"] == "file" and (not listed or name.endswith(suffixes)):
-            version = next((str(info[k]) for k in ("etag", "ETag", "generation", "mtime", "created") if k in info), "")
-            yield InputFile(files.unstrip_protocol(name), info["size"], version)
-
-
-def _filesystem(path: str) -> Any:
-    import fsspec  # only where a path needs it
-
-    protocol = path.partition("://")[0]
-    try:
-        return fsspec.filesystem(protocol)
-    except ImportError as e:
-        package = INSTALL.get(protocol)
-        how = f"`pip install {package}`" if package else str(e)
-        raise DataError(f"{path}: {protocol}:// needs a client that is not installed; {how}") from e
-    except ValueError as e:
-        raise DataError(f"{path}: no such protocol as {protocol}:// ({e})") from e
+    return _none_twice(file for part in _parts(path) for file in _matches(part, suffixes))
 
 
 def existing(path: str | None, suffixes: tuple[str, ...]) -> list[InputFile]:
-    """`matches`, and at least one.
+    """`matches`, and at least one for each part.
 
     Raises:
-      DataError: no path was given, or it matches no file.
+      DataError: no path was given, or a part of it matches no file.
     """
-    if not path:
+    if not path or not _parts(path):
         raise DataError("this corpus reads files: give a path (a file, a folder or a glob)")
-    found = matches(path, suffixes)
-    if not found:
-        folder = Path(path).expanduser().is_dir()
-        what = f"no {', '.join('*' + s for s in suffixes)} file in this folder" if folder else "no such file"
-        raise DataError(f"{path}: {what} (looked in {Path.cwd()})")
-    return found
+    found = []
+    for part in _parts(path):
+        files = _matches(part, suffixes)
+        if not files:
+            kinds = ", ".join("*" + s for s in suffixes)
+            if "://" in part:
+                raise DataError(f"{part}: no such file, and no folder with a {kinds} file")
+            what = f"no {kinds} file in this folder" if os.path.isdir(os.path.expanduser(part)) else "no such file"
+            raise DataError(f"{part}: {what} (looked in {Path.cwd()})")
+        found += files
+    return _none_twice(found)
+
+
+def local_only(files: list[InputFile], what: str) -> list[InputFile]:
+    """`files`, none of them far away.
+
+    Raises:
+      DataError: one is; `what` says what is read from local disks only.
+    """
+    if far := next((f.name for f in files if "://" in f.name), None):
+        raise DataError(f"{far}: {what} are read from local disks only; copy it first")
+    return files
+
+
+def _parts(path: str) -> list[str]:
+    if os.path.exists(os.path.expanduser(path)):  # a name may hold a comma
+        return [path]
+    return [p.strip() for p in path.split(",") if p.strip()]
+
+
+def _none_twice(files: Iterable[InputFile]) -> list[InputFile]:
+    found: dict[str, InputFile] = {}
+    for file in files:
+        found.setdefault(file.name if "://" in file.name else os.path.abspath(file.name), file)
+    return list(found.values())
+
+
+def _matches(part: str, suffixes: tuple[str, ...]) -> list[InputFile]:
+    return list(_remote_matches(part, suffixes) if "://" in part else _local_matches(part, suffixes))
+
+
+def _begin(pattern: str) -> str:
+    """The folder that a glob begins in."""
+    fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+    return fixed[: fixed.rfind("/") + 1]
+
+
+def _local_matches(path: str, suffixes: tuple[str, ...]) -> Iterator[InputFile]:
+    here = Path(os.path.expanduser(path))
+    folder = str(here.parent)
+    if os.path.isfile(here):
+        files = [here]
+    elif os.path.isdir(here):
+        files, folder = sorted(p for p in here.rglob("*") if p.is_file() and p.name.endswith(suffixes)), str(here)
+    else:
+        files = sorted(p for p in map(Path, glob.glob(str(here), recursive=True)) if p.is_file())
+        folder = _begin(str(here))
+    for file in files:
+        stat = file.stat()
+        yield InputFile(str(file), stat.st_size, stat.st_mtime_ns, folder)
+
+
+def _remote_matches(path: str, suffixes: tuple[str, ...]) -> Iterator[InputFile]:
+    files, inner = filesystem(path)
+    is_glob = any(c in inner for c in "*?[")
+    try:
+        found = answer(lambda: (files.glob if is_glob else files.find)(inner, detail=True))
+    except OSError as e:
+        raise DataError(f"{path}: cannot be listed ({e.strerror or e})") from e
+    folder = _begin(inner) if is_glob or list(found) == [inner] else inner
+    for name, info in sorted(found.items()):
+        if info["type"] == "file" and (is_glob or name == inner or name.endswith(suffixes)):
+            version = next((str(info[k]) for k in ("etag", "ETag", "generation", "mtime", "created") if k in info), "")
+            yield InputFile(files.unstrip_protocol(name), info["size"], version, files.unstrip_protocol(folder))
 
 
 def stamp(path: str | None) -> list[list]:
@@ -188,7 +166,8 @@ def stamp(path: str | None) -> list[list]:
     """
     if not path:
         return [[sys.implementation.name, platform.python_version()]]
-    files = matches(path.partition("#")[0], suffixes=("",))  # after it comes the split of a TFDS data set
+    # In the address of a TFDS data set its split comes after the `#`.
+    files = matches(path, suffixes=("",)) or matches(path.partition("#")[0], suffixes=("",))
     return [[f.name, f.size, f.version] for f in files]
 
 

@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 
 from cpt.data.corpora._base import Bad, Document, Fields, Item, Part
-from cpt.data.corpora._files import InputFile, existing
-from cpt.errors import DataError
+from cpt.data.corpora._files import InputFile, existing, local_only
+from cpt.errors import DataError, nearest
 
 SUFFIXES = (".array_record", ".arecord")
 IDS = ("uint16", "int32", "uint32", "int64")
@@ -22,16 +22,20 @@ def array_record(path: str | None, fields: Fields) -> list[Part]:
     Args:
       path: a file or glob (any suffix), or a folder, of which the `SUFFIXES` are read; several with commas between.
       fields: records have none. With `text=uint16` (or another of `IDS`) they are token ids of that type, little
-        endian; else they are text.
+        endian; with `text=text`, as it is when nothing is said, they are text.
 
     Raises:
-      DataError: nothing there, a domain field, a path that is not local.
+      DataError: nothing there, another text field, a domain field, a path that is not local.
     """
     if fields.domain:
         raise DataError(f"{path}: records of ArrayRecord have no field '{fields.domain}'; leave domain_field out")
-    files = existing(path, SUFFIXES)
-    if remote := next((f.name for f in files if "://" in f.name), None):
-        raise DataError(f"{remote}: ArrayRecord files are read from local disks only; copy it first")
+    # Ids of small types are often valid text, so that a slip in the name of one would go unnoticed.
+    if fields.text not in ("text", *IDS):
+        has = f"text_field is text, or the type of token ids: {', '.join(IDS)}"
+        raise DataError(
+            f"{path}: records of ArrayRecord have no field '{fields.text}'{nearest(fields.text, IDS)}; {has}"
+        )
+    files = local_only(existing(path, SUFFIXES), "ArrayRecord files")
     return [Part(file.name, partial(_items, file, fields), file.size) for file in files]
 
 

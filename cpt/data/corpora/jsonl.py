@@ -8,10 +8,12 @@ from functools import partial
 from typing import NamedTuple
 
 from cpt.data.corpora._base import Bad, Document, Fields, Item, Part, document_from
-from cpt.data.corpora._files import COMPRESSED, DAMAGED, InputFile, existing
+from cpt.data.corpora._files import InputFile, existing
+from cpt.data.corpora._streams import COMPRESSED, DAMAGED
 
 SUFFIXES = tuple(f".{kind}{c}" for kind in ("jsonl", "ndjson") for c in ("", *COMPRESSED))
 LONGEST = 1 << 30  # bytes of a line; what is longer is no record, and is not held in memory
+_SKIPPED = 1 << 20  # bytes at a time
 
 
 def jsonl(path: str | None, fields: Fields) -> list[Part]:
@@ -61,10 +63,12 @@ def _items(file: InputFile, fields: Fields) -> Iterator[Item]:
                 number += 1
                 if len(line) == LONGEST and not line.endswith(b"\n"):
                     why = f"a line of more than {LONGEST:,} bytes; split it into documents"
+                    line = b""
                     yield Bad("line too long", f"{file.name}:{number}", why)
-                    while len(line) == LONGEST and not line.endswith(b"\n"):
-                        line = stream.readline(LONGEST)
-                elif line.strip():
+                    while (rest := stream.readline(_SKIPPED)) and not rest.endswith(b"\n"):
+                        pass
+                elif not line.isspace():
                     yield Line(line, file.name, number, fields)
+                    line = b""  # else it would be held beside the next one
     except DAMAGED as e:
         yield file.damaged(e, f":{number + 1}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cpt.data.corpora._base import Bad, Document, Fields, Item, Part
-from cpt.data.corpora._files import existing
+from cpt.data.corpora._files import existing, local_only
 from cpt.data.megatron import open_pair, paths
 from cpt.errors import DataError
 
@@ -20,7 +20,7 @@ def megatron(path: str | None, fields: Fields) -> list[Part]:
     """The documents of the pairs at `path`, in the order of file names.
 
     A store made by another tool needs no preparing: a config may name the pair itself. This is for splitting one,
-    dropping duplicates or joining many.
+    dropping duplicates or joining many. Ids are given as they are, an end-of-document id at the end included.
 
     Args:
       path: the prefix of a pair, either file of it, a folder or a glob; several with commas between.
@@ -31,8 +31,9 @@ def megatron(path: str | None, fields: Fields) -> list[Part]:
     """
     if fields.domain:
         raise DataError(f"{path}: token ids have no field '{fields.domain}'; leave domain_field out")
-    given = [str(paths(p)[1]) if paths(p)[1].is_file() else p for p in (path or "").split(",")]
-    files = existing(",".join(given), (".idx",))
+    prefixes = [p.strip() for p in (path or "").split(",")]
+    given = [str(paths(p)[1]) if paths(p)[1].is_file() else p for p in prefixes]
+    files = local_only(existing(",".join(given), (".idx",)), "Megatron pairs")
     parts = []
     for prefix in dict.fromkeys(Path(f.name).with_suffix("") for f in files):
         count = open_pair(prefix).n_documents

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from cpt.data.corpora._base import Bad, Fields, Item, Part, document_from
 from cpt.data.corpora._files import InputFile, existing
 
 SUFFIXES = (".parquet",)
 _ROWS = 256  # at a time: documents may be long
+_BYTES = 1 << 20  # of a column, read at a time
 
 
 def parquet(path: str | None, fields: Fields) -> list[Part]:
@@ -31,7 +33,8 @@ def _items(file: InputFile, fields: Fields) -> Iterator[Item]:
 
     row = 0
     try:
-        with file.open_raw() as raw, pq.ParquetFile(raw) as table:
+        # Buffered ahead, a whole row group would be held in memory, which may be gigabytes.
+        with file.open_raw() as raw, pq.ParquetFile(raw, pre_buffer=False, buffer_size=_BYTES) as table:
             wanted = [f for f in (fields.text, fields.domain) if f]
             there = {c.path for c in (table.schema.column(i) for i in range(len(table.schema.names)))}
             for name in wanted:
@@ -40,8 +43,28 @@ def _items(file: InputFile, fields: Fields) -> Iterator[Item]:
                     yield Bad("no such field", file.name, f"no column '{name}' (it has {has})", ends_part=True)
                     return
             for batch in table.iter_batches(batch_size=_ROWS, columns=wanted):
-                for record in batch.to_pylist():
+                for record in _records(batch):
                     row += 1
-                    yield document_from(record, fields, f"{file.name}:{row}")
+                    where = f"{file.name}:{row}"
+                    yield document_from(record, fields, where) if record is not None else _not_utf8(where)
     except (OSError, pyarrow.ArrowException) as e:
         yield file.damaged(e, f":{row + 1}")
+
+
+def _records(batch: Any) -> Iterator[dict[str, Any] | None]:
+    """The rows of a batch; `None` for one whose text is not UTF-8, which pyarrow finds out only here."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except UnicodeDecodeError:
+        pass
+    for i in range(batch.num_rows):
+        try:
+            (record,) = batch.slice(i, 1).to_pylist()
+        except UnicodeDecodeError:
+            record = None
+        yield record
+
+
+def _not_utf8(where: str) -> Bad:
+    return Bad("not UTF-8", where, "not UTF-8; write the table again with valid strings")

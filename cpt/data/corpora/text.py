@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import PurePath
 
 from cpt.data.corpora._base import Bad, Document, Fields, Item, Part
-from cpt.data.corpora._files import COMPRESSED, DAMAGED, InputFile, existing
+from cpt.data.corpora._files import InputFile, existing
+from cpt.data.corpora._streams import COMPRESSED, DAMAGED
 from cpt.errors import DataError
 
 SUFFIXES = tuple(f".{kind}{c}" for kind in ("txt", "text", "md", "markdown", "rst") for c in ("", *COMPRESSED))
@@ -18,7 +18,8 @@ def text(path: str | None, fields: Fields) -> list[Part]:
 
     Args:
       path: a file or glob (any suffix), or a folder, of which the `SUFFIXES` are read; several with commas between.
-      fields: plain text has none; with the domain `folder`, the name of the folder that a file lies in is its domain.
+      fields: plain text has none. With `folder`, the domain of a file is the first folder below the given one (or below
+        where the glob begins), and the name of that folder itself for a file that lies right in it.
 
     Raises:
       DataError: nothing there, or another domain field. A file that cannot be read or is not UTF-8 is a `Bad` item.
@@ -40,4 +41,4 @@ def _items(file: InputFile, fields: Fields) -> Iterator[Item]:
     except DAMAGED as e:
         yield file.damaged(e)
         return
-    yield Document(document, PurePath(file.name).parent.name if fields.domain else "")
+    yield Document(document, file.first_folder if fields.domain else "")

@@ -1,4 +1,4 @@
-"""What the mixers share: how large the sources are, and a mark for shares that do not change."""
+"""What the mixers share: how large the sources are, and marks that make long phases cheap to ask."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cpt.errors import ConfigError
+from cpt.data.mixers._options import number, place
+from cpt.errors import ConfigError, nearest
 
 
 def steady(mixer: Callable) -> Callable:
@@ -17,18 +18,36 @@ def steady(mixer: Callable) -> Callable:
     return mixer
 
 
+def over_steps(mixer: Callable) -> Callable:
+    """Mark a mixer that also takes an array of steps and then gives arrays of that shape, or numbers where one share is
+    the same at all of them: the whole phase is asked at once.
+    """
+    mixer.over_steps = True
+    return mixer
+
+
 def sizes(phase: Any, sources: Mapping[str, Any]) -> dict[str, float]:
     """Tokens of every source in the phase's `mix`: `mixer.options.sizes`, or what the manifest of its store says.
 
+    `sizes` may also name declared sources that this phase does not read: one table serves all phases.
+
     Raises:
-      ConfigError: a source of neither.
+      ConfigError: a source of neither; `sizes` names no source, or gives what is no number.
     """
-    given = phase.spec.mixer.options.get("sizes") or {}
-    out = {name: float(given[name]) if name in given else _stored(sources[name]) for name in phase.spec.mix}
+    where, given = f"{place(phase)}.sizes", phase.spec.mixer.options.get("sizes") or {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where}: {given!r} is no mapping of sources to their tokens")
+    for name in given:
+        if name not in sources:
+            raise ConfigError(
+                f"{where}.{name}: no such source{nearest(name, sources)}  (sources: {', '.join(sources)})"
+            )
+    known = {name: number(size, f"{where}.{name}") for name, size in given.items()}
+    out = {name: known[name] if name in known else _stored(sources[name]) for name in phase.spec.mix}
     for name, size in out.items():
         if not size > 0:
             raise ConfigError(
-                f"phases.{phase.name}.mixer.options.sizes: how many tokens '{name}' has is not known; give it there "
+                f"{where}: how many tokens '{name}' has is not known; give it there "
                 f"(sizes.{name}=...), or make a store of it with `python -m cpt.prepare` and name that"
             )
     return out

@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
+from cpt.data.mixers._base import over_steps
+from cpt.data.mixers._options import number, place, read, shares
 from cpt.errors import ConfigError
 
 
-def blend_at_lr(phase: Any, sources: Mapping[str, Any], step: int) -> Mapping[str, float]:
+@over_steps
+def blend_at_lr(phase: Any, sources: Mapping[str, Any], step: Any) -> Mapping[str, Any]:
     """`mix` until the learning rate has fallen to the threshold for good, `then` from that step on (arXiv 2407.07263).
 
     Options: `then`, shares of the same sources; `threshold`, a learning rate, or `of_peak` (0.2, as in the paper), a
@@ -18,18 +23,20 @@ def blend_at_lr(phase: Any, sources: Mapping[str, Any], step: int) -> Mapping[st
     Raises:
       ConfigError: `then` names other sources than `mix`, both or impossible thresholds, a rate that never falls to it.
     """
-    first, then = phase.spec.mix, phase.spec.mixer.options.get("then", {})
-    where = f"phases.{phase.name}.mixer.options"
-    if set(first) != set(then):
-        raise ConfigError(f"{where}.then: name the sources of `mix`, {sorted(first)} (got {sorted(then)})")
-    return first if step < _switch(phase, where) else then
+    options = read(phase, "then", "threshold", "of_peak")
+    first, then, switch = phase.spec.mix, shares(phase, "then"), _switch(phase, options)
+    return {name: np.where(step < switch, first[name], then[name]) for name in first}
 
 
-def _switch(phase: Any, where: str) -> int:
-    options = phase.spec.mixer.options
+def _switch(phase: Any, options: Mapping[str, Any]) -> int:
+    """The first step of the second blend."""
+    where = place(phase)
     if "threshold" in options and "of_peak" in options:
         raise ConfigError(f"{where}: give one of threshold and of_peak")
-    threshold = float(options.get("threshold", options.get("of_peak", 0.2) * phase.schedule.highest))
+    if "threshold" in options:
+        threshold = number(options["threshold"], f"{where}.threshold")
+    else:
+        threshold = number(options.get("of_peak", 0.2), f"{where}.of_peak") * phase.schedule.highest
     switch = _first_below(phase.schedule, threshold)
     if switch is None:
         end = phase.schedule.end

@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from cpt.data.mixers._base import over_steps
+from cpt.data.mixers._options import numbers, of_sources, place, read
 from cpt.errors import ConfigError
 
 
-def curve(phase: Any, sources: Mapping[str, Any], step: int) -> Mapping[str, float]:
+@over_steps
+def curve(phase: Any, sources: Mapping[str, Any], step: Any) -> Mapping[str, Any]:
     """The weights at `step / (steps - 1)` of the phase, divided by their sum; `mix` only names the sources.
 
     Options: `at`, increasing fractions of the phase, the first one 0.0; `weights`, for each source its weight at each
@@ -21,29 +24,27 @@ def curve(phase: Any, sources: Mapping[str, Any], step: int) -> Mapping[str, flo
       ConfigError: points that are not those, other sources than in `mix`, a weight below 0, weights that are all 0.
     """
     at, weights, shape = _points(phase)
-    u = step / max(1, phase.steps - 1)
+    u = np.asarray(step) / max(1, phase.steps - 1)
     if shape == "steps":
-        i = int(np.searchsorted(at, u + 1e-12, side="right")) - 1
-        now = {name: float(w[i]) for name, w in weights.items()}
+        i = np.searchsorted(at, u + 1e-12, side="right") - 1
+        now = {name: w[i] for name, w in weights.items()}
     else:
-        now = {name: float(np.interp(u, at, w)) for name, w in weights.items()}
+        now = {name: np.interp(u, at, w) for name, w in weights.items()}
     total = sum(now.values())
-    if not total > 0:
-        raise ConfigError(f"phases.{phase.name}.mixer.options.weights: they are all 0 at step {step} of the phase")
+    if not np.all(total > 0):
+        first = np.atleast_1d(step)[np.argmin(np.atleast_1d(total > 0))]
+        raise ConfigError(f"{place(phase)}.weights: they are all 0 at step {first} of the phase")
     return {name: w / total for name, w in now.items()}
 
 
 def _points(phase: Any) -> tuple[np.ndarray, dict[str, np.ndarray], str]:
-    options, where = phase.spec.mixer.options, f"phases.{phase.name}.mixer.options"
-    at = np.atleast_1d(np.array(options.get("at", ()), np.float64))
+    options, where = read(phase, "at", "weights", "shape"), place(phase)
+    at = numbers(options.get("at", ()), f"{where}.at")
     if not (len(at) and at[0] == 0 and (np.diff(at) > 0).all() and at[-1] <= 1):
         raise ConfigError(f"{where}.at: needs increasing fractions of the phase from 0.0 on, got {at.tolist()}")
-    given = options.get("weights", {})
-    if set(given) != set(phase.spec.mix):
-        raise ConfigError(f"{where}.weights: name the sources of `mix`, {sorted(phase.spec.mix)} (got {sorted(given)})")
-    weights = {name: np.atleast_1d(np.array(w, np.float64)) for name, w in given.items()}
+    weights = {name: numbers(w, f"{where}.weights.{name}") for name, w in of_sources(phase, "weights").items()}
     for name, w in weights.items():
-        if len(w) != len(at) or not (w >= 0).all():
+        if len(w) != len(at):
             raise ConfigError(f"{where}.weights.{name}: needs {len(at)} weights of at least 0, got {w.tolist()}")
     shape = options.get("shape", "linear")
     if shape not in ("linear", "steps"):

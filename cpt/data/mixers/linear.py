@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cpt.errors import ConfigError
+from cpt.data.mixers._base import over_steps
+from cpt.data.mixers._options import read, shares
 
 
-def linear(phase: Any, sources: Mapping[str, Any], step: int) -> Mapping[str, float]:
+@over_steps
+def linear(phase: Any, sources: Mapping[str, Any], step: Any) -> Mapping[str, Any]:
     """`mix + (end - mix) * step / (steps - 1)`: `mix` at the first batch of the phase, `end` at the last.
 
     Raises:
-      ConfigError: `options.end` is missing or names other sources than `mix`.
+      ConfigError: `options.end` is missing, names other sources than `mix`, or does not sum to 1.
     """
-    start, end = phase.spec.mix, phase.spec.mixer.options.get("end", {})
-    if set(start) != set(end):
-        raise ConfigError(
-            f"phases.{phase.name}.mixer.options.end: name the sources of `mix`, {sorted(start)} (got {sorted(end)})"
-        )
+    read(phase, "end")
+    start, end = phase.spec.mix, shares(phase, "end")
     u = step / max(1, phase.steps - 1)
     return {name: start[name] * (1 - u) + end[name] * u for name in start}

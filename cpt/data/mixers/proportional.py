@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cpt.data.mixers._base import sizes, steady, tempered
+from cpt.data.mixers._options import read
 
 
 @steady
@@ -15,4 +16,5 @@ def proportional(phase: Any, sources: Mapping[str, Any], step: int) -> Mapping[s
     Raises:
       ConfigError: the size of a source is not known.
     """
+    read(phase, "sizes")
     return tempered(sizes(phase, sources), 1.0, "")

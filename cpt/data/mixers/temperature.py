@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cpt.data.mixers._base import sizes, steady, tempered
+from cpt.data.mixers._options import place, read
 
 
 @steady
@@ -17,5 +18,5 @@ def temperature(phase: Any, sources: Mapping[str, Any], step: int) -> Mapping[st
     Raises:
       ConfigError: the size of a source is not known, tau is not above 0.
     """
-    tau = phase.spec.mixer.options.get("tau", 5.0)
-    return tempered(sizes(phase, sources), tau, f"phases.{phase.name}.mixer.options.tau")
+    options = read(phase, "tau", "sizes")
+    return tempered(sizes(phase, sources), options.get("tau", 5.0), f"{place(phase)}.tau")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cpt.data.mixers._base import sizes, steady
+from cpt.data.mixers._options import number, place, read
 from cpt.errors import ConfigError
 
 
@@ -21,7 +22,8 @@ def unimax(phase: Any, sources: Mapping[str, Any], step: int) -> Mapping[str, fl
     Raises:
       ConfigError: the size of a source is not known, or all of them together are too small for the phase.
     """
-    n, epochs = sizes(phase, sources), float(phase.spec.mixer.options.get("epochs", 1.0))
+    options = read(phase, "epochs", "sizes")
+    n, epochs = sizes(phase, sources), number(options.get("epochs", 1.0), f"{place(phase)}.epochs")
     budget = left = phase.new_tokens
     given = {}
     for i, name in enumerate(sorted(n, key=lambda name: (n[name], name))):
@@ -29,7 +31,7 @@ def unimax(phase: Any, sources: Mapping[str, Any], step: int) -> Mapping[str, fl
         left -= given[name]
     if left > 1e-9 * budget:
         raise ConfigError(
-            f"phases.{phase.name}.mixer.options.epochs: {epochs:g} passes over {', '.join(n)} are {budget - left:,.0f} "
+            f"{place(phase)}.epochs: {epochs:g} passes over {', '.join(n)} are {budget - left:,.0f} "
             f"tokens, the phase needs {budget:,.0f}; allow more passes or shorten the phase"
         )
     return {name: tokens / budget for name, tokens in given.items()}

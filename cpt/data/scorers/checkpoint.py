@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cpt.data.scorers._base import Scorer, ScorerSpec
-from cpt.errors import ConfigError, DataError
+from cpt.data.scorers._base import Score, Scorer, ScorerSpec
+from cpt.errors import ConfigError, DataError, RunError
 
 ROWS = 16  # of a forward pass
 
@@ -26,17 +29,47 @@ def checkpoint(spec: ScorerSpec) -> Scorer:
     """
     if spec.workdir is None:
         raise ConfigError("--workdir: the checkpoint scorer needs the directory of a run")
-    # Only here: a store is selected from by other scorers on machines that have no accelerator to start.
-    from cpt.training.scoring import load_run
+    step, identity, trained_with = _which(spec.workdir, spec.step)
+    if trained_with not in (None, spec.tokenizer.hash):
+        raise DataError(
+            f"{spec.workdir}: trained with another tokenizer ({trained_with[:8]}) than the store that is scored was "
+            f"made with ({spec.tokenizer.hash[:8]})"
+        )
 
-    run = load_run(spec.workdir, spec.step)
-    if run.tokenizer not in (None, spec.tokenizer.hash):
-        raise DataError(f"{spec.workdir}: trained with another tokenizer than the store that is scored was made with")
+    def load() -> Score:
+        # Only here: a store is selected from by other scorers on machines that have no accelerator to start.
+        from cpt.training.scoring import load_run
 
-    def score(documents: Sequence[np.ndarray]) -> np.ndarray:
-        return _score(run, documents, spec.tokenizer.eod_id)
+        run = load_run(spec.workdir, step)
+        return lambda documents: _score(run, documents, spec.tokenizer.eod_id)
 
-    return score
+    return Scorer({"step": step, "parameters": identity}, load)
+
+
+def _which(workdir: Path, step: int | None) -> tuple[int, str, str | None]:
+    """(step, sha256 of what decides the losses under it, hash of its tokenizer); the newest step if none is given.
+
+    "The newest" is another one as soon as the run goes on, and scores of two models must not end up in one file.
+    """
+    from cpt.training.checkpoint import Checkpoints, DamagedCheckpoint, read_meta
+    from cpt.training.merging import KINDS, find_checkpoints
+    from cpt.training.workdir import stored_plan
+
+    if (stored := stored_plan(workdir)) is None:
+        raise RunError(f"{workdir}: no plan.json in it; give the directory of a run")
+    found = Checkpoints(workdir / "checkpoints").finished(KINDS)
+    if not found:
+        raise RunError(f"{workdir}: has no finished checkpoint")
+    step = max(s.step for s in found) if step is None else step
+    (saved,) = find_checkpoints(workdir, [step])
+    try:
+        meta = read_meta(saved)
+    except DamagedCheckpoint as e:
+        raise RunError(f"{saved.path}: {e}; name another --step, or bring it back from a copy") from e
+    parameters = {name: pair for name, pair in meta["digests"].items() if name.startswith("params/")}
+    spec = stored[0].spec
+    decides = json.dumps([parameters, spec.batch.length, repr(spec.model)], sort_keys=True)
+    return step, hashlib.sha256(decides.encode()).hexdigest(), meta.get("tokenizer")
 
 
 def _score(run: Any, documents: Sequence[np.ndarray], begin: int) -> np.ndarray:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
-from cpt.data.scorers._base import Scorer, ScorerSpec
+from cpt.data.manifest import file_hash
+from cpt.data.scorers._base import Score, Scorer, ScorerSpec
 from cpt.errors import ConfigError, DataError
 
 
@@ -18,7 +18,7 @@ def kenlm(spec: ScorerSpec) -> Scorer:
 
     Raises:
       ConfigError: no model, or KenLM is not installed.
-      DataError: KenLM cannot read the model.
+      DataError: no such file, or KenLM cannot read it.
     """
     if spec.model is None:
         raise ConfigError("--model: the kenlm scorer needs a .arpa or .binary file")
@@ -27,14 +27,18 @@ def kenlm(spec: ScorerSpec) -> Scorer:
     except ImportError as e:
         raise ConfigError("--scorer=kenlm: KenLM is not installed; `pip install 'cpt[kenlm]'`, or take ngram") from e
     try:
-        model = library.Model(str(spec.model))
+        identity = {"model": file_hash(spec.model)}
     except OSError as e:
-        raise DataError(f"{spec.model}: KenLM cannot read it ({e})") from e
+        raise DataError(f"{spec.model}: cannot be read ({e.strerror})") from e
 
-    def score(documents: Sequence[np.ndarray]) -> np.ndarray:
-        return np.array([_nats_per_word(model, spec.tokenizer.decode(ids)) for ids in documents])
+    def load() -> Score:
+        try:
+            model = library.Model(str(spec.model))
+        except OSError as e:
+            raise DataError(f"{spec.model}: KenLM cannot read it ({e})") from e
+        return lambda documents: np.array([_nats_per_word(model, spec.tokenizer.decode(ids)) for ids in documents])
 
-    return score
+    return Scorer(identity, load)
 
 
 def _nats_per_word(model: object, text: str) -> float:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from cpt.data.scorers._base import Scorer, ScorerSpec
+from cpt.data.scorers._base import Score, Scorer, ScorerSpec
+from cpt.data.store import TokenStore
 from cpt.errors import ConfigError, DataError
 
 CHUNK_TOKENS = 1 << 22  # counted at a time
+MOST_TOKENS = 2**31 - 1  # counts are int32
 
 
 def ngram(spec: ScorerSpec) -> Scorer:
@@ -25,31 +27,40 @@ def ngram(spec: ScorerSpec) -> Scorer:
     of a document.
 
     Raises:
-      ConfigError: no reference, an order that does not fit.
-      DataError: the reference was made with another tokenizer, or is empty.
+      ConfigError: no reference, an order or a number that does not fit.
+      DataError: the reference was made with another tokenizer, or (when it is read) is empty.
     """
     if spec.reference is None:
         raise ConfigError("--reference: the ngram scorer needs a store of good text to compare with")
-    tokenizer = spec.tokenizer
-    made_with = spec.reference.manifest.get("tokenizer", {}).get("hash", tokenizer.hash)
+    if not 1 <= spec.reference_tokens <= MOST_TOKENS:
+        raise ConfigError(f"--reference_tokens: {spec.reference_tokens:,} is out of range (1 to {MOST_TOKENS:,})")
+    tokenizer, reference = spec.tokenizer, spec.reference
+    made_with = reference.manifest.get("tokenizer", {}).get("hash", tokenizer.hash)
     if made_with != tokenizer.hash:
         raise DataError(
-            f"{spec.reference.folder}: made with another tokenizer ({made_with[:8]}) than the store that is scored "
+            f"{reference.folder}: made with another tokenizer ({made_with[:8]}) than the store that is scored "
             f"({tokenizer.hash[:8]}); prepare both with the same one"
         )
-    model = NGrams(tokenizer.vocab_size, spec.order)
-    model.count(ids for _, _, ids in _first(spec.reference.documents(), spec.reference_tokens))
-    if not model.tokens:
-        raise DataError(f"{spec.reference.folder}: no documents to learn from")
-    return model.score
+    model = NGrams(tokenizer.vocab_size, spec.order, spec.max_ngrams)
+
+    def train() -> Score:
+        model.count(_spread(reference, spec.reference_tokens))
+        if not model.tokens:
+            raise DataError(f"{reference.folder}: no documents to learn from")
+        return model.score
+
+    names = ("order", "reference_tokens", "max_ngrams")
+    return Scorer({"reference": reference.fingerprint, **{k: getattr(spec, k) for k in names}}, train)
 
 
-def _first(documents: Iterator, tokens: int) -> Iterator:
-    for document in documents:
-        if tokens <= 0:
-            return
-        tokens -= len(document[2])
-        yield document
+def _spread(store: TokenStore, tokens: int) -> Iterator[np.ndarray]:
+    """Documents of about so many tokens in all, from everywhere: a store holds one domain after the other."""
+    passed = taken = 0
+    for _, _, ids in store.documents():
+        if taken * store.n_tokens <= passed * tokens:
+            yield ids
+            taken += len(ids)
+        passed += len(ids)
 
 
 @dataclass(frozen=True)
@@ -66,32 +77,41 @@ class _Table:
 class NGrams:
     """An n-gram model over ids; `count` first, then ask.
 
-    An n-gram is one integer of `order` times as many bits as an id needs, so its counts lie in sorted arrays, exactly.
+    An n-gram is one integer of `order` times as many bits as an id needs, and its counts lie in sorted arrays of 12
+    bytes an n-gram. Where there come to be more than `max_ngrams` of an order, the rarest are forgotten, as in lossy
+    counting (Manku & Motwani 2002); what is left is again a distribution, which falls back to shorter histories there.
 
     Args:
       vocab_size: ids are below it.
       order: n.
+      max_ngrams: of one order, kept while counting (but never fewer than there are ids).
 
     Raises:
-      ConfigError: an order below 1, or n-grams of more than 63 bits.
+      ConfigError: an order below 1, n-grams of more than 63 bits, or none to be kept.
     """
 
-    def __init__(self, vocab_size: int, order: int):
+    def __init__(self, vocab_size: int, order: int, max_ngrams: int = 1 << 24):
         self.bits = max(1, int(vocab_size - 1).bit_length())
         if not 1 <= order <= 63 // self.bits:
             most = 63 // self.bits
             raise ConfigError(f"--order: {order} is out of range (1 to {most} with {vocab_size:,} ids)")
-        self.vocab_size, self.order, self.tokens = vocab_size, order, 0
+        if max_ngrams < 1:
+            raise ConfigError(f"--max_ngrams: {max_ngrams} is out of range (>= 1)")
+        self.vocab_size, self.order, self.max_ngrams = vocab_size, order, max(max_ngrams, vocab_size)
+        self.tokens = 0
         self._tables: list[_Table] = []
 
-    def count(self, documents: Iterator[np.ndarray]) -> None:
+    def count(self, documents: Iterable[np.ndarray]) -> None:
         """Learn from documents; what was counted before is forgotten."""
-        merged = [(np.zeros(0, np.int64), np.zeros(0, np.int64)) for _ in range(self.order)]
+        self.tokens = 0
+        merged = [(np.zeros(0, np.int64), np.zeros(0, np.int32)) for _ in range(self.order)]
         for ids_T, place_T in _chunks(documents):
             self.tokens += len(ids_T)
             for n, keys_T in enumerate(self._keys(ids_T), 1):
-                keys, counts = np.unique(keys_T[place_T >= n - 1], return_counts=True)
-                merged[n - 1] = _merge(*merged[n - 1], keys, counts)
+                more = np.unique(keys_T[place_T >= n - 1], return_counts=True)
+                # In two statements: the second runs when the table before the first is gone from memory.
+                merged[n - 1] = _merge(*merged[n - 1], *more)
+                merged[n - 1] = _commonest(*merged[n - 1], self.max_ngrams)
         self._tables = [self._table(*m) for m in merged]
 
     def score(self, documents: Sequence[np.ndarray]) -> np.ndarray:
@@ -109,11 +129,14 @@ class NGrams:
         """P of each id after those before it, of which `place_T` say how many belong to its document."""
         p_T = np.full(len(ids_T), 1.0 / self.vocab_size)
         for n, (keys_T, table) in enumerate(zip(self._keys(ids_T), self._tables, strict=True), 1):
-            seen = _lookup(table.histories, keys_T >> self.bits)
-            known = (seen >= 0) & (place_T >= n - 1)
-            at, history = _lookup(table.keys, keys_T[known]), seen[known]
+            # Sorted questions walk once through a table that is far larger than a cache; so do their histories.
+            known = np.flatnonzero(place_T >= n - 1)
+            known = known[np.argsort(keys_T[known])]
+            seen = _lookup(table.histories, keys_T[known] >> self.bits)
+            known, seen = known[seen >= 0], seen[seen >= 0]
+            at = _lookup(table.keys, keys_T[known])
             counts = np.where(at >= 0, table.counts[at], 0)
-            total, distinct = table.totals[history], table.distinct[history]
+            total, distinct = table.totals[seen], table.distinct[seen]
             p_T[known] = (counts + distinct * p_T[known]) / (total + distinct)
         return p_T
 
@@ -129,9 +152,11 @@ class NGrams:
 
     def _table(self, keys: np.ndarray, counts: np.ndarray) -> _Table:
         # The history is in the high bits: n-grams of one history lie together.
-        histories, first, distinct = np.unique(keys >> self.bits, return_index=True, return_counts=True)
-        totals = np.add.reduceat(counts, first) if len(keys) else counts
-        return _Table(keys, counts, histories, totals, distinct)
+        histories = keys >> self.bits
+        new = np.concatenate([[True], histories[1:] != histories[:-1]])[: len(keys)]
+        first = np.flatnonzero(new)
+        totals = np.add.reduceat(counts, first, dtype=np.int64) if len(keys) else counts
+        return _Table(keys, counts, histories[first], totals, np.diff(first, append=len(keys)))
 
 
 def _lookup(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -145,11 +170,29 @@ def _lookup(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def _merge(
     keys: np.ndarray, counts: np.ndarray, more: np.ndarray, more_counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    both, inverse = np.unique(np.concatenate([keys, more]), return_inverse=True)
-    return both, np.bincount(inverse, np.concatenate([counts, more_counts]), len(both)).astype(np.int64)
+    """Two sorted tables as one, without sorting the large one again; `counts` is added to in place."""
+    more_counts = more_counts.astype(counts.dtype)
+    at = _lookup(keys, more)
+    counts[at[at >= 0]] += more_counts[at >= 0]
+    new, new_counts = more[at < 0], more_counts[at < 0]
+    places = np.searchsorted(keys, new)
+    return np.insert(keys, places, new), np.insert(counts, places, new_counts)
 
 
-def _chunks(documents: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _commonest(keys: np.ndarray, counts: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most `most` n-grams; if there are more, three quarters of it, so that this is done now and then only."""
+    if len(keys) <= most:
+        return keys, counts
+    keep = max(1, 3 * most // 4)
+    least = np.partition(counts, -keep)[-keep]
+    chosen = counts > least
+    # Of equally rare ones some, evenly over the histories: all of them would often be nearly everything.
+    ties = np.flatnonzero(counts == least)
+    chosen[ties[np.linspace(0, len(ties) - 1, keep - int(chosen.sum())).astype(np.int64)]] = True
+    return keys[chosen], counts[chosen]
+
+
+def _chunks(documents: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     waiting, tokens = [], 0
     for ids in documents:
         waiting.append(ids)

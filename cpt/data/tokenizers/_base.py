@@ -14,6 +14,7 @@ import numpy as np
 from cpt.errors import DataError
 
 END_OF_DOCUMENT = "<|endoftext|>"
+EOD_NAMES = (END_OF_DOCUMENT, "</s>", "<|end_of_text|>")  # where none is given, the first that there is
 Documents = Callable[[], Iterator[str]]
 
 
@@ -22,12 +23,14 @@ class TokenizerSpec:
     """Which tokenizer a run uses.
 
     Attributes:
-      kind: a file of `cpt/data/tokenizers` (`byte`, `bpe`, `file`), or `package.module:name`.
+      kind: a file of `cpt/data/tokenizers` (`byte`, `bpe`, `file`, `sentencepiece`), or `package.module:name`.
       vocab_size: ids to learn, the end-of-document id included (`bpe`).
       train_on: name of the source whose corpus trains it (`bpe`).
-      path: a Hugging Face `tokenizer.json`, or the folder that holds it (`file`).
+      path: a Hugging Face `tokenizer.json` or a SentencePiece `.model`, or the folder that holds it (`file`,
+        `sentencepiece`).
       max_bytes: train on the first so many UTF-8 bytes of text only (`bpe`).
-      eod_token: name of the end-of-document token, where it cannot be told from the usual names (`file`).
+      eod_token: name of the end-of-document token, where it cannot be told from the usual names (`file`,
+        `sentencepiece`).
     """
 
     kind: str = "bpe"
@@ -42,7 +45,7 @@ class Tokenizer(Protocol):
     """Text to token ids and back.
 
     Attributes:
-      kind: `"byte"`, or the model of the Hugging Face tokenizer (`"bpe"`, `"unigram"`, ...).
+      kind: `"byte"`, `"sentencepiece"`, or the model of the Hugging Face tokenizer (`"bpe"`, `"unigram"`, ...).
       vocab_size: ids are in `[0, vocab_size)`.
       eod_id: the id that ends a document.
       eod_token: its name.
@@ -73,7 +76,10 @@ class Tokenizer(Protocol):
         ...
 
     def save(self, path: str | Path) -> None:
-        """Write it as a Hugging Face `tokenizer.json`; `load` gives back a tokenizer with the same hash."""
+        """Write it as a Hugging Face `tokenizer.json`; `load` gives back a tokenizer with the same hash.
+
+        A SentencePiece model, which Hugging Face's format does not hold, is kept whole in a file of that name.
+        """
         ...
 
 
@@ -81,18 +87,25 @@ def load(path: str | Path, eod_token: str | None = None) -> Tokenizer:
     """The tokenizer that `save` wrote, or that Hugging Face did.
 
     Args:
-      path: a `tokenizer.json`, or a folder that holds one.
+      path: a `tokenizer.json` or a SentencePiece `.model`, or a folder that holds a `tokenizer.json` or, without one,
+        a `tokenizer.model`.
       eod_token: name of the end-of-document token; by default the first of the usual names it has.
 
     Raises:
+      ConfigError: a SentencePiece model, and the package `sentencepiece` is not installed.
       DataError: no such file, not a tokenizer, no end-of-document token.
     """
-    # Each of the two is a file of its own that needs this one, so they are imported here.
+    # Each of them is a file of its own that needs this one, so they are imported here.
     from cpt.data.tokenizers._hugging_face import HuggingFaceTokenizer
     from cpt.data.tokenizers.byte import ByteTokenizer, is_byte
+    from cpt.data.tokenizers.sentencepiece import from_content, from_file, is_sentencepiece
 
     file = Path(path).expanduser()
-    file = file / "tokenizer.json" if file.is_dir() else file
+    if file.is_dir():
+        only_model = not (file / "tokenizer.json").exists() and (file / "tokenizer.model").exists()
+        file = file / ("tokenizer.model" if only_model else "tokenizer.json")
+    if file.suffix == ".model":
+        return from_file(file, eod_token)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as e:
@@ -101,6 +114,8 @@ def load(path: str | Path, eod_token: str | None = None) -> Tokenizer:
         raise DataError(f"{file}: not a tokenizer.json ({e})") from e
     if is_byte(content) and eod_token in (None, END_OF_DOCUMENT):
         return ByteTokenizer()
+    if is_sentencepiece(content):
+        return from_content(content, str(file), eod_token)
     return HuggingFaceTokenizer(content, where=str(file), eod_token=eod_token)
 
 

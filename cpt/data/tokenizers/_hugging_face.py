@@ -15,10 +15,8 @@ import numpy as np
 import tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
-from cpt.data.tokenizers._base import END_OF_DOCUMENT, content_hash
+from cpt.data.tokenizers._base import EOD_NAMES, content_hash
 from cpt.errors import DataError, nearest
-
-EOD_NAMES = (END_OF_DOCUMENT, "</s>", "<|end_of_text|>")
 
 
 class HuggingFaceTokenizer:

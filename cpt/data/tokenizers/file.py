@@ -1,4 +1,4 @@
-"""An existing Hugging Face `tokenizer.json`, for example the one of the model that is trained on."""
+"""An existing Hugging Face `tokenizer.json` (or SentencePiece `.model`), as the model brings it that is trained on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from cpt.errors import ConfigError
 
 
 def file(spec: TokenizerSpec, documents: Documents | None = None) -> Tokenizer:
-    """The tokenizer at `spec.path`, a file or the folder that holds `tokenizer.json`.
+    """The tokenizer at `spec.path`, a file or the folder that holds `tokenizer.json` (or `tokenizer.model`).
 
     Its end-of-document token is `spec.eod_token`, or the first it has of `<|endoftext|>`, `</s>`, `<|end_of_text|>`.
 

@@ -6,11 +6,14 @@ field can then be overridden by name on the command line. `load` turns what came
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
+from cpt.data.manifest import read_manifest
 from cpt.data.preparing import SourceSpec
 from cpt.data.spec import MixerSpec, ReplayShareSpec, ReplaySpec
 from cpt.data.tokenizers._base import TokenizerSpec
@@ -29,7 +32,8 @@ class BatchSpec:
 
     `accumulate` is a matter of memory, not of the method: it changes the order of sums and nothing else, so a run may
     go on with another one, as on other devices. `mask_documents` keeps attention inside each document of a packed row;
-    Pythia and the papers let it cross.
+    Pythia and the papers let it cross. Rotary positions are relative, so a masked document gets what it would get in a
+    row of its own: there is no position left to reset.
     """
 
     sequences: int
@@ -316,6 +320,34 @@ model = partial(section, ModelSpec)
 batch = partial(section, BatchSpec)
 tokenizer = partial(section, TokenizerSpec)
 source = partial(section, SourceSpec)
+
+
+def domains(store: str, **fields: Any) -> dict[str, Any]:
+    """A source for every domain of a store, for `config.sources.update(...)`: a mix can then name them.
+
+    They are named as the domains are, in lower case and with `_` for what is no letter or digit: `Pile-CC` is
+    `pile_cc`, documents without a domain are `rest`.
+
+    Args:
+      store: made by `python -m cpt.prepare --domain_field=...`; its manifest is read here.
+      fields: others of `source`, the same for all.
+
+    Raises:
+      ConfigError: it is not there, or two of its domains would have one name.
+    """
+    if not (manifest := read_manifest(Path(store).expanduser())):
+        raise ConfigError(f"config.domains('{store}'): no finished store there; make it with `python -m cpt.prepare`")
+    out: dict[str, Any] = {}
+    for domain in manifest["splits"]["train"]["domains"]:
+        name = re.sub(r"[^a-z0-9]+", "_", domain.lower()).strip("_") or "rest"
+        if name in out:
+            raise ConfigError(
+                f"config.domains('{store}'): two of its domains would be '{name}'; name the sources yourself"
+            )
+        out[name] = source(store=store, domain=domain, **fields)
+    return out
+
+
 phase = partial(section, PhaseSpec)
 mixer = partial(section, MixerSpec)
 replay = partial(section, ReplaySpec)

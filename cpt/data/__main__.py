@@ -63,7 +63,8 @@ def main(command: str | None, overrides: list[str]) -> None:
 
         show(plan, given.step, given.rows, given.chars, given.json, console)
         return
-    from cpt.data.mix_picture import known_sizes, mix_table, write_mix
+    from cpt.data.mix_picture import mix_table, write_mix
+    from cpt.data.sizes import known_sizes
 
     sizes, unknown = known_sizes(plan)
     console.print(mix_table(plan, sizes))

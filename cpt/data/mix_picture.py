@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import glob
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,14 +10,8 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from cpt.data.manifest import read_manifest
-from cpt.data.preparing import SourceSpec, corpus_identity
-from cpt.data.store import TokenStore
-from cpt.data.tokenizers._base import load
-from cpt.data.writing import FORMAT
-from cpt.errors import ConfigError, RunError, UserError
+from cpt.errors import ConfigError, RunError
 from cpt.evaluators.rows import write_atomic
-from cpt.registry import find
 from cpt.units import human
 
 if TYPE_CHECKING:
@@ -72,27 +62,6 @@ def read_over_time(plan: RunPlan) -> tuple[np.ndarray, dict[str, np.ndarray]]:
             read[name].append(so_far[name] + read_PxK[:, mine].sum(axis=1) * phase.tokens_per_step)
             so_far[name] = read[name][-1][-1]
     return np.concatenate(tokens), {name: np.concatenate(parts) for name, parts in read.items()}
-
-
-def known_sizes(plan: RunPlan) -> tuple[dict[str, int], dict[str, str]]:
-    """Training tokens of the sources that the plan reads, in whole rows, as far as stores of them are there.
-
-    Nothing is prepared and no token is read. Of a source without a size the second dict says why.
-    """
-    sizes, unknown, length = {}, {}, plan.spec.batch.length
-    for name in dict.fromkeys(c.source for p in plan.phases for c in p.columns if c.source is not None):
-        spec = plan.spec.sources[name]
-        try:
-            place = _prepared(plan, name, spec) if spec.store is None else Path(spec.store)
-            if place is None:
-                unknown[name] = "it is prepared when it is first used"
-                continue
-            store = TokenStore.open(place, spec.split)
-            store = store.view(spec.domain, spec.skip_tokens, spec.take_tokens, whole_rows=spec.rows == "stored")
-            sizes[name] = store.rows(length) * length
-        except UserError as e:  # a plan can be looked at where its data is not; who trains is told by an error
-            unknown[name] = str(e)
-    return sizes, unknown
 
 
 def mix_table(plan: RunPlan, sizes: Mapping[str, int] | None = None) -> Table:
@@ -157,36 +126,6 @@ def _points(phase: Phase) -> np.ndarray:
     """Steps of a phase that are drawn, and its end."""
     steps = np.unique(np.linspace(0, phase.steps - 1, min(phase.steps, POINTS)).astype(int))
     return np.append(steps, phase.steps)
-
-
-def _prepared(plan: RunPlan, name: str, spec: SourceSpec) -> Path | None:
-    """The folder in which `open_sources` would find the corpus prepared; told by what the manifests say they are."""
-    root, options = Path(plan.spec.stores), spec.options
-    folders = sorted(root.glob(f"{glob.escape(name)}-????????"))
-    if not folders or (tokenizer := _tokenizer_hash(plan, root)) is None:
-        return None
-    wanted = {key: getattr(options, key) for key in ("validation", "replay_holdout", "dedup", "shard_tokens")}
-    wanted |= {"description": corpus_identity(spec), "format": FORMAT}
-    for folder in folders:
-        manifest = read_manifest(folder)
-        same = all(manifest.get(key) == value for key, value in wanted.items())
-        if manifest and same and manifest["tokenizer"]["hash"] == tokenizer:
-            return folder
-    return None
-
-
-def _tokenizer_hash(plan: RunPlan, root: Path) -> str | None:
-    """Of the tokenizer that corpora are prepared with; None for one that is not trained yet."""
-    spec = plan.spec.tokenizer
-    if spec.train_on is None:
-        return find("cpt.data.tokenizers", spec.kind, "tokenizer.kind")(spec, None).hash
-    if spec.train_on not in plan.spec.sources:
-        return None
-    # The name that `cpt.data.preparing` keeps it under. Were that to change, nothing is found and no size is known.
-    made_of = [dataclasses.asdict(spec), corpus_identity(plan.spec.sources[spec.train_on])]
-    canonical = json.dumps(made_of, sort_keys=True, separators=(",", ":"))
-    file = root / f"tokenizer-{hashlib.blake2b(canonical.encode(), digest_size=4).hexdigest()}.json"
-    return load(file, spec.eod_token).hash if file.is_file() else None
 
 
 def _titles(

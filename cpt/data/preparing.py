@@ -137,6 +137,11 @@ def open_sources(
     return {name: opened[name] for name in sources}, shared
 
 
+def trained_tokenizer(spec: TokenizerSpec, source: SourceSpec, root: Path) -> Path:
+    """The file under `root` that keeps a tokenizer trained on the corpus of `source`."""
+    return root / f"tokenizer-{_hash8([dataclasses.asdict(spec), corpus_identity(source)])}.json"
+
+
 def corpus_parts(spec: SourceSpec, where: str) -> list[Part]:
     """The parts of `spec`'s corpus; `where` is the config field of its name, for errors."""
     return parts_of(find("cpt.data.corpora", spec.corpus, where), spec.path, spec.fields)
@@ -182,7 +187,7 @@ def _tokenizer_of_corpora(spec: TokenizerSpec, sources: Mapping[str, SourceSpec]
     source = sources[spec.train_on]
     if source.corpus is None:
         raise ConfigError(f"tokenizer.train_on: sources.{spec.train_on} is a store; name a source that has a corpus")
-    file = root / f"tokenizer-{_hash8([dataclasses.asdict(spec), corpus_identity(source)])}.json"
+    file = trained_tokenizer(spec, source, root)
     if file.is_file():  # asked first without a lock, which a folder that one may only read would not give
         return load(file, spec.eod_token)
     with locked(file.with_suffix(".lock")):
@@ -253,7 +258,7 @@ def _tokenizer_flag(spec: TokenizerSpec, stores: Mapping[str, SourceSpec]) -> st
     for other in stores.values():
         if (Path(other.store).expanduser() / "tokenizer.json").is_file():
             return other.store
-    if spec.kind == "file":
+    if spec.kind in ("file", "sentencepiece"):
         return spec.path or "tokenizer.json"
     return f"bpe:{spec.vocab_size or 8192}" if spec.kind == "bpe" else spec.kind
 

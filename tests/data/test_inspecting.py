@@ -18,8 +18,9 @@ from cpt.data.inspecting import END, batch_rows, show
 from cpt.data.ledger import Ledger
 from cpt.data.loader import Batches
 from cpt.data.mix import MixPlan
-from cpt.data.mix_picture import known_sizes, mix_over_time, mix_table, range_tokens, read_over_time, write_mix
+from cpt.data.mix_picture import mix_over_time, mix_table, range_tokens, read_over_time, write_mix
 from cpt.data.preparing import open_sources
+from cpt.data.sizes import known_sizes
 from cpt.errors import ConfigError, RunError
 from cpt.plan import resolve
 

@@ -24,10 +24,14 @@ END = 256
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     """The toy recipe with six-step phases, which replay half, and its opened stores."""
+    return recipe_of(tmp_path_factory.mktemp("loader"), 8)
+
+
+def recipe_of(root, sequences: int) -> SimpleNamespace:
     import toy
 
-    root = tmp_path_factory.mktemp("loader")
     config = toy.get_config(str(root))
+    config.batch.sequences = sequences
     config.phases.first.steps = config.phases.second.steps = 6
     config.phases.second.replay.share, config.phases.second.replay.max_repeats = 0.5, 2.0
     plan = resolve(load(config))
@@ -67,6 +71,16 @@ def test_the_rows_of_all_hosts_are_the_batch_of_one(recipe, hosts):
         parts = [batches(recipe, h, hosts)[step] for h in range(hosts)]
         together = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
         assert_same(together, batches(recipe)[step])
+
+
+def test_1_2_3_and_8_hosts_together_read_one_stream(tmp_path):
+    whole = recipe_of(tmp_path, 24)
+    for step in range(12):
+        one = batches(whole)[step]
+        for hosts in (1, 2, 3, 8):
+            parts = [batches(whole, h, hosts)[step] for h in range(hosts)]
+            assert {len(p["source_B"]) for p in parts} == {24 // hosts}
+            assert_same({k: np.concatenate([p[k] for p in parts]) for k in one}, one)
 
 
 def test_rows_are_those_that_the_mix_names(recipe):

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cpt import config as c
 from cpt.data import tokenizing, writing
 from cpt.data.corpora._base import Bad, Document, Part
 from cpt.data.encoding import Encoder, Settings, chunked, in_pieces
@@ -27,6 +28,7 @@ from cpt.data.tokenizers.bpe import bpe
 from cpt.data.tokenizers.byte import byte
 from cpt.data.tokenizing import Options
 from cpt.errors import ConfigError, DataError
+from cpt.plan import resolve
 from cpt.prepare import _tokenizer
 
 DOCUMENTS = [f"document {i}: {'x' * (i % 7)} ü" for i in range(200)]
@@ -58,11 +60,11 @@ def test_chunks_are_short_join_to_the_document_and_end_at_lines(documents, size)
         chunks = list(chunked([document], size))
         assert "".join(chunks) == document and all(len(c) <= size for c in chunks)
         start = 0
-        for c in chunks[:-1]:
+        for chunk in chunks[:-1]:
             window = document[start : start + size]
             # All lines that fit, or, where not even one does, as much of it as does.
-            assert c == (window[: window.rindex("\n") + 1] if "\n" in window else window)
-            start += len(c)
+            assert chunk == (window[: window.rindex("\n") + 1] if "\n" in window else window)
+            start += len(chunk)
     assert list(chunked(documents, None)) == documents
 
 
@@ -379,6 +381,37 @@ def test_names_of_domains_become_names_of_files_one_to_one(tmp_path):
     assert len(set(stems)) == len(names) and all(re.fullmatch(r"train-[A-Za-z0-9._-]{1,70}", s) for s in stems)
     prepare([Document(f"text of {n}", n) for n in names], byte(), tmp_path, 0.0, {})
     assert set(TokenStore.open(tmp_path).domains) == set(names)
+
+
+def test_a_recipe_mixes_the_domains_of_a_store(tmp_path):
+    """`config.domains`: in proportion to their tokens, each row from its own domain."""
+    import toy
+
+    documents = [Document(f"{n}: " + "y" * 50, n) for i in range(600) for n in ("Pile-CC", "", "ArXiv")[: 1 + i % 3]]
+    prepare(documents, byte(), tmp_path / "pile", 0.0, {})
+    config = toy.get_config(str(tmp_path))
+    config.tokenizer, config.order = c.tokenizer(kind="byte"), ("first",)
+    del config.sources.old, config.sources.new, config.phases.second
+    config.evaluation.sets = {}
+    config.sources.update(c.domains(str(tmp_path / "pile"), epochs=2.0))
+    config.phases.first.mix = dict(pile_cc=0.2, rest=0.2, arxiv=0.6)
+    config.phases.first.mixer = c.mixer(kind="proportional")
+    plan = resolve(c.load(config))
+    sources, _ = open_sources(plan.spec.sources, plan.spec.tokenizer, tmp_path, print)
+    tokens = {n: sources[n].train.n_tokens for n in ("arxiv", "pile_cc", "rest")}
+    assert plan.phases[0].shares(0) == pytest.approx([n / sum(tokens.values()) for n in tokens.values()])
+    for name, domain in (("arxiv", "ArXiv"), ("pile_cc", "Pile-CC"), ("rest", "")):
+        documents = [(d, byte().decode(ids)) for _, d, ids in sources[name].train.documents()]
+        assert len(documents) > 100 and {(d, text[: text.index(":")]) for d, text in documents} == {(domain, domain)}
+        assert sources[name].epochs == 2.0
+
+
+def test_domains_that_would_share_a_name_are_refused(tmp_path):
+    prepare([Document("a", "Pile-CC"), Document("b", "Pile CC")], byte(), tmp_path, 0.0, {})
+    with pytest.raises(ConfigError, match="two of its domains would be 'pile_cc'; name the sources yourself"):
+        c.domains(str(tmp_path))
+    with pytest.raises(ConfigError, match="no finished store there"):
+        c.domains(str(tmp_path / "x"))
 
 
 # ---- encoding

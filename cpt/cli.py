@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from cpt.config import load
 from cpt.errors import ConfigError, UserError
@@ -30,13 +32,24 @@ def call(main: Main, argv: list[str], help_of: ModuleType | None = None) -> int:
     Args:
       help_of: the module whose docstring and flags `--help` shows; the one that is run by default.
     """
+    try:
+        code = _call(main, argv, help_of)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read our output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _call(main: Main, argv: list[str], help_of: ModuleType | None) -> int:
     if any(re.fullmatch(r"--?(help|h|helpfull|helpshort)", a) for a in argv[1:]):
         module = help_of or sys.modules["__main__"]
         print((module.__doc__ or "").strip())
         shown = flags.FLAGS.get_key_flags_for_module(module.__name__)
         print("\nFlags:")
         for flag in shown:
-            default = f" (default: {flag.default})" if flag.default not in (None, [], False) else ""
+            told = flag.default not in (None, [], False) and not isinstance(flag.default, ConfigDict)
+            default = f" (default: {flag.default})" if told else ""
             print(f"  --{flag.name}: {flag.help}{default}")
         return 0
     try:

@@ -134,6 +134,12 @@ def test_a_dry_run_leaves_nothing_behind(toy_root, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m cpt.schedules --list | head -1"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.count("\n") == 1 and not done.stderr
+
+
 def test_help_shows_an_example_and_the_flags():
     done = subprocess.run([sys.executable, "-m", "cpt.main", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0

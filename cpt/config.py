@@ -137,20 +137,41 @@ class OptimizerSpec:
 class SetSpec:
     """A named evaluation set: `sequences` rows spread evenly over a source's validation split, always the same ones.
 
-    `upstream` among its `tags` says that it can be forgotten even if no phase of this run learns it.
+    `upstream` among its `tags` says that it can be forgotten even if no phase of this run learns it. `at="edges"`
+    evaluates it only at the edges of phases: a large set for the table, beside a small one of the same source on a
+    dense grid for the curve.
     """
 
     source: str
     sequences: int = 64
     tags: tuple[str, ...] = ()
+    at: Literal["grid", "edges"] = "grid"
+
+
+@dataclass(frozen=True)
+class ProbeSpec:
+    """Something measured on the model beside its losses (`python -m cpt.evaluate --list`).
+
+    Attributes:
+      kind: a file of `cpt/evaluators/probes` or `package.module:name`.
+      options: of the probe.
+      at: on the evaluation `grid` of each phase, or at the `edges` of phases.
+      first: and at every step of the first so many of each phase.
+    """
+
+    kind: str
+    options: dict[str, Any] = field(default_factory=dict)
+    at: Literal["grid", "edges"] = "edges"
+    first: int = 0
 
 
 @dataclass(frozen=True)
 class EvaluationSpec:
-    """Named sets and how many of their rows one forward pass takes."""
+    """Named sets, how many of their rows one forward pass takes, and named probes."""
 
     sets: Mapping[str, SetSpec] = field(default_factory=dict)
     rows_per_pass: int = 16
+    probes: Mapping[str, ProbeSpec] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -258,6 +279,8 @@ def _counts(spec: RunSpec) -> Iterator[tuple[str, int | None, int]]:
         yield f"mesh.{axis}", getattr(spec.mesh, axis), 0
     for name, evaluated in spec.evaluation.sets.items():
         yield f"evaluation.sets.{name}.sequences", evaluated.sequences, 1
+    for name, probe in spec.evaluation.probes.items():
+        yield f"evaluation.probes.{name}.first", probe.first, 0
     for name, phase in spec.phases.items():
         yield f"phases.{name}.evaluate.dense", phase.evaluate.dense, 0
         yield f"phases.{name}.evaluate.geometric", phase.evaluate.geometric, 0
@@ -359,6 +382,7 @@ grid = partial(section, GridSpec)
 optimizer = partial(section, OptimizerSpec)
 evaluation_set = partial(section, SetSpec)
 evaluation = partial(section, EvaluationSpec)
+probe = partial(section, ProbeSpec)
 checkpoints = partial(section, CheckpointSpec)
 init = partial(section, InitSpec)
 branch = partial(section, BranchSpec)

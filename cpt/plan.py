@@ -27,6 +27,8 @@ from cpt.schedules.spec import Span, build
 from cpt.schedules.trunk import CONTINUE, Share, branched, lay, total_steps
 from cpt.sections import to_dict
 
+AT = ("grid", "edges")  # where sets and probes are evaluated
+
 
 @dataclass(frozen=True)
 class Clock:
@@ -93,9 +95,26 @@ class RunPlan:
         }
 
     def evaluates_at(self, step: int) -> bool:
+        """Whether the sets and probes of the grid are evaluated at `step`."""
         phase = self.phase_at(step)
-        # Where a branch leaves, trunk and child are compared.
-        return step - phase.first_step in set(phase.eval_steps) or step in (*self.branch_points, self.spec.branch.at)
+        return step - phase.first_step in set(phase.eval_steps) or self.is_edge(step)
+
+    def is_edge(self, step: int) -> bool:
+        """Whether a phase begins or ends at `step`, or a branch leaves: there trunk and child are compared."""
+        return step == 0 or step in self._ends or step in (*self.branch_points, self.spec.branch.at)
+
+    def sets_at(self, step: int) -> tuple[str, ...]:
+        """Which kinds of sets are evaluated at `step`: those of the `grid`, of the `edges`, both or none."""
+        kinds = {s.at for s in self.spec.evaluation.sets.values()}
+        due = {"grid": self.evaluates_at(step), "edges": self.is_edge(step)}
+        return tuple(kind for kind in AT if kind in kinds and due[kind])
+
+    def probes_at(self, step: int) -> tuple[str, ...]:
+        """Names of the probes that are asked at `step`."""
+        phase = self.phase_at(step)
+        due = {"grid": self.evaluates_at(step), "edges": self.is_edge(step)}
+        inside = step - phase.first_step
+        return tuple(n for n, p in self.spec.evaluation.probes.items() if due[p.at] or inside < p.first)
 
     def checkpoints_at(self, step: int) -> tuple[str, ...]:
         """Kinds of checkpoint saved at `step`: an anchor at a phase's end, else grid and rolling by their intervals."""
@@ -131,9 +150,10 @@ class RunPlan:
             "total_tokens": self.total_tokens,
             "phases": [_phase_json(self.spec, p) for p in self.phases],
             "sets": {
-                name: {"source": s.source, "tags": list(s.tags), "learned_in": self.learned_in(s.source)}
+                name: {"source": s.source, "tags": list(s.tags), "at": s.at, "learned_in": self.learned_in(s.source)}
                 for name, s in self.spec.evaluation.sets.items()
             },
+            "probes": {name: p.kind for name, p in self.spec.evaluation.probes.items()},
             "spec": to_dict(self.spec),
         }
 
@@ -174,6 +194,8 @@ def _check_kinds(spec: RunSpec) -> None:
     registry.check("cpt.data.tokenizers", spec.tokenizer.kind, "tokenizer.kind")
     for name, phase in spec.phases.items():
         registry.check("cpt.data.replay_shares", phase.replay.schedule.kind, f"phases.{name}.replay.schedule.kind")
+    for name, probe in spec.evaluation.probes.items():
+        registry.check("cpt.evaluators.probes", probe.kind, f"evaluation.probes.{name}.kind")
     for name, source in spec.sources.items():
         if source.corpus is not None:
             registry.check("cpt.data.corpora", source.corpus, f"sources.{name}.corpus")
@@ -235,7 +257,7 @@ def _resolve_phase(spec: RunSpec, name: str, before: list[Phase], schedule: Sche
         rolling=span.duration(spec.checkpoints.rolling, "checkpoints.rolling"),
         grid=span.duration(grid, "checkpoints.grid") if grid else 0,
         sources=spec.sources,
-        sets=spec.evaluation.sets,
+        sets={n: s for n, s in spec.evaluation.sets.items() if s.at == "grid"},  # what a mixer may decide from
         decisions=before[0].decisions if before else Decisions(),
     )
     if resolved.decides_every:

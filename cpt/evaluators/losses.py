@@ -32,6 +32,7 @@ class EvalSet:
       windows_RxM: int32 rows of length + 1 tokens; the last `length` of each are scored.
       bytes_R: UTF-8 bytes of the scored text of each row; None where the tokenizer cannot say.
       rows_R, documents_R: number of each row in the validation split, and of the document that it begins in.
+      domains_R: domain of that document, where the split has several; else None.
     """
 
     name: str
@@ -39,6 +40,7 @@ class EvalSet:
     bytes_R: np.ndarray | None
     rows_R: np.ndarray
     documents_R: np.ndarray
+    domains_R: list[str] | None = None
 
 
 class SetLosses:
@@ -78,9 +80,13 @@ class SetLosses:
         """nats_PxR of every row, padding rows included; does not wait for the result."""
         return self._nats(params, self._windows)
 
-    def origin(self) -> dict[str, dict[str, list[int]]]:
+    def origin(self) -> dict[str, dict[str, list]]:
         """What `eval_sets.json` holds: where the rows of each set come from, which the intervals need to know."""
-        return {s.name: {"rows": s.rows_R.tolist(), "documents": s.documents_R.tolist()} for s in self.sets}
+        return {
+            s.name: {"rows": s.rows_R.tolist(), "documents": s.documents_R.tolist()}
+            | ({} if s.domains_R is None else {"domains": s.domains_R})
+            for s in self.sets
+        }
 
     def rows(self, nats_PxR: np.ndarray) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """The columns of `eval.jsonl` and `eval_sequences.jsonl` that follow from the nats, one pair per set."""
@@ -145,7 +151,8 @@ def take_set(name: str, source: Any, sequences: int, length: int, token_bytes: n
     windows_RxM = source.validation.read_rows(rows_R, length)
     bytes_R = None if token_bytes is None else token_bytes[windows_RxM[:, 1:]].sum(axis=1)
     documents_R = source.validation.document_at(source.validation.first_token(rows_R, length))
-    return EvalSet(name, windows_RxM, bytes_R, rows_R, documents_R)
+    domains_R = source.validation.domain_of(documents_R) if len(source.validation.domains) > 1 else None
+    return EvalSet(name, windows_RxM, bytes_R, rows_R, documents_R, domains_R)
 
 
 def spread(n: int, available: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
@@ -64,6 +64,7 @@ class RunFiles:
     environment: Row
     summary: Row
     eval_sets: Row
+    probes: list[Row] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -88,9 +89,13 @@ class RunFiles:
         """Evaluation sets in the order of the plan, then any that only the rows know."""
         return list(dict.fromkeys([*(self.plan.get("sets") or {}), *(r["set"] for r in self.evals)]))
 
+    def about(self, set_name: str) -> Row:
+        """What is known of a set: `source`, `tags`, `learned_in`; of one that was added later as well."""
+        return (self.plan.get("sets") or {}).get(set_name) or self.eval_sets.get(set_name) or {}
+
     def learned_in(self, set_name: str) -> int | None:
         """Index of the first phase whose mix holds the set's source; None for a set that no phase trains on."""
-        phase = ((self.plan.get("sets") or {}).get(set_name) or {}).get("learned_in")
+        phase = self.about(set_name).get("learned_in")
         return next((i for i, p in enumerate(self.phases) if p["name"] == phase), None)
 
     def is_upstream(self, set_name: str) -> bool:
@@ -98,7 +103,7 @@ class RunFiles:
         learned = self.learned_in(set_name)
         if learned is not None:
             return learned < len(self.phases) - 1
-        return "upstream" in (((self.plan.get("sets") or {}).get(set_name) or {}).get("tags") or ())
+        return "upstream" in (self.about(set_name).get("tags") or ())
 
     @cached_property
     def curves(self) -> dict[str, Curve]:
@@ -119,6 +124,22 @@ class RunFiles:
     def documents(self, set_name: str) -> list[int] | None:
         """The document that each sequence of a set begins in; None for a run that does not say."""
         return (self.eval_sets.get(set_name) or {}).get("documents")
+
+    def domains(self, set_name: str) -> list[str] | None:
+        """The domain of that document; None where there is only one."""
+        return (self.eval_sets.get(set_name) or {}).get("domains")
+
+    @cached_property
+    def probe_curves(self) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """(steps, tokens, values), each [T] and sorted by step, of every number of every probe: `probe.value`."""
+        found: dict[str, dict[int, tuple[int, float]]] = {}
+        for row in self.probes:
+            for key, value in row["values"].items():
+                found.setdefault(f"{row['probe']}.{key}", {})[row["step"]] = (row["tokens"], number(value))
+        return {
+            name: (np.array(sorted(at)), *(np.array([at[s][i] for s in sorted(at)]) for i in (0, 1)))
+            for name, at in found.items()
+        }
 
 
 def is_run(path: Path) -> bool:
@@ -150,6 +171,7 @@ def read_run(path: Path) -> RunFiles:
         environment=_object(path / "environment.json"),
         summary=_object(path / "summary.json"),
         eval_sets=_object(path / "eval_sets.json"),
+        probes=_lines(path / "probes.jsonl", ("step", "tokens", "probe", "values")),
     )
 
 

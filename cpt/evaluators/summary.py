@@ -19,8 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cpt.evaluators import formatting as fmt
-from cpt.evaluators.bootstrap import by_document, gap_intervals, resampled_losses
+from cpt.evaluators.bootstrap import gap_intervals, resampled_losses
 from cpt.evaluators.branches import branch_rows
+from cpt.evaluators.domains import document_sums, domain_losses, tag_means
 from cpt.evaluators.forgetting import forgetting, forgetting_best, windowed_forgetting, windowed_plasticity, worst_case
 from cpt.evaluators.rows import Curve, RunFiles, plain, read_run, write_atomic
 from cpt.evaluators.stability_gap import stability_gap
@@ -34,7 +35,9 @@ def summarise(run_dir: Path) -> dict[str, Any]:
     """The content of `summary.json` (JSON-able; None where a number is undefined).
 
     Keys: `name`, `finished`, `steps`, `tokens`, `sets`, `matrix` {phases, sets, loss}, `bwt`, `fwt`, `worst_case_loss`,
-    `ledger` (totals, `exact`, and per phase the share of replay) and `branches` (see `branch_rows`). A set has
+    `tags` (see `tag_means`), `probes` {`probe.value`: first, last}, `eval_share` (of the time in the loop, what
+    evaluations took), `ledger` (totals, `exact`, and per phase the share of replay) and `branches` (see `branch_rows`).
+    A set has `domains` and `macro` (see `cpt.evaluators.domains`; None where it has one domain),
     `learned_in`, `upstream`, `reference_step`, `reference_tokens`, `initial`, `final`, `forgetting`, `forgetting_ci95`,
     `forgetting_best` (over the ends of phases), `over_best` (over all evaluations), `perplexity_change`,
     `bits_per_byte` {initial, final} and `gap`: the fields of `StabilityGap`, `depth_ci95`, `area_ci95`,
@@ -72,6 +75,9 @@ def summary_of(run: RunFiles) -> dict[str, Any]:
             "bwt": bwt(matrix, learned_row),
             "fwt": fwt(matrix, learned_row),
             "worst_case_loss": _worst_case_loss(run, sets),
+            "tags": tag_means(run),
+            "probes": {n: _first_and_last(values_T) for n, (_, _, values_T) in run.probe_curves.items()},
+            "eval_share": _eval_share(run.environment),
             "ledger": _ledger(run),
             "branches": branch_rows(run),
         }
@@ -156,6 +162,7 @@ def _set_summary(run: RunFiles, name: str) -> dict[str, Any]:
             "final": None if whole is None else whole.bits_per_byte[-1],
         },
         "gap": None,
+        **domain_losses(run, name, None if curve is None else int(curve.steps[0])),
     }
     if curve is None or len(curve.steps) < 2:  # nothing has happened since the switch
         return out
@@ -182,21 +189,21 @@ def _forgetting_best(run: RunFiles, name: str) -> float | None:
 
 def _intervals(run: RunFiles, name: str, curve: Curve) -> dict[str, list[float]]:
     """Bootstrap intervals, or none where the per-sequence rows do not cover the curve with one population."""
-    rows = run.sequences.get(name, {})
-    if any(int(s) not in rows for s in curve.steps):
+    sums = document_sums(run, name, curve.steps.tolist())
+    if sums is None or len(sums[0]) < 2:
         return {}
-    columns = [rows[int(s)] for s in curve.steps]
-    sizes = {len(c["nats"]) for c in columns} | {len(c["tokens"]) for c in columns}
-    if len(sizes) != 1 or min(sizes) < 2:
-        return {}
-    documents = run.documents(name)
-    documents = documents if documents is not None and len(documents) in sizes else None
-    nats_DxT, tokens_DxT = (
-        by_document(np.array([c[key] for c in columns], float).T, documents) for key in ("nats", "tokens")
-    )
-    if len(nats_DxT) < 2:
-        return {}
+    nats_DxT, tokens_DxT = sums
     return gap_intervals(curve.tokens, resampled_losses(nats_DxT, tokens_DxT))
+
+
+def _first_and_last(values_T: np.ndarray) -> dict[str, float | None]:
+    finite = values_T[np.isfinite(values_T)]
+    return {"first": finite[0], "last": finite[-1]} if len(finite) else {"first": None, "last": None}
+
+
+def _eval_share(environment: dict[str, Any]) -> float | None:
+    evaluating, updating = (environment.get(f"seconds/{k}") for k in ("eval", "step"))
+    return evaluating / (evaluating + updating) if evaluating is not None and updating else None
 
 
 def _ledger(run: RunFiles) -> dict[str, Any]:

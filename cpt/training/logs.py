@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -62,6 +63,14 @@ class Board:
 
     def _write(self, step: int, **what: Any) -> None:
         self._events.write_event(Event(wall_time=time.time(), step=step, **what))
+
+
+def mend(path: Path) -> None:
+    """Drop a last line that whoever wrote it did not finish."""
+    if path.is_file():
+        text = path.read_bytes()
+        if not text.endswith(b"\n"):
+            os.truncate(path, text.rfind(b"\n") + 1)
 
 
 def cut(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:

@@ -14,18 +14,17 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
-from cpt.config import RunSpec
 from cpt.data.ledger import Ledger
 from cpt.errors import DataError, RunError
-from cpt.evaluators.losses import SetLosses, take_set
 from cpt.models import base
 from cpt.models.spec import flops_per_token
 from cpt.optimizers import building as optimizers
 from cpt.optimizers.policy import apply_policy
 from cpt.plan import RunPlan
-from cpt.training.checkpoint import Checkpoints, DamagedCheckpoint, read_meta
+from cpt.training.checkpoint import FULL_KINDS, Checkpoints, DamagedCheckpoint, read_meta, restore
+from cpt.training.evaluation import build_evaluation
 from cpt.training.faults import reason
-from cpt.training.feed import Data, check_data, decided_mix, end_of_document, identity, read_batches
+from cpt.training.feed import Data, check_data, decided_mix, host_batches, identity, read_batches
 from cpt.training.initialise import initial_state
 from cpt.training.progress import TrainingProgress
 from cpt.training.recorder import NonFinite, Recorder
@@ -68,7 +67,6 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
         out_shardings=(shardings, replicated),
     )
     switch = phase_switches(plan, tx, shardings)
-    losses = evaluation(plan, data, model, NamedSharding(mesh, BATCH))
 
     # ---- where the run stands ----
     checkpoints = Checkpoints(workdir / "checkpoints", spec.checkpoints.keep_rolling)
@@ -77,12 +75,17 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
     state, start, meta = initial_state(spec, data.tokenizer, model, tx, abstract, checkpoints, say)
     trains_on = identity(data, meta)
     ledger = Ledger(decided_mix(plan, data, mix, workdir, start), flops_per_token(spec.model, spec.batch.length), start)
+    evaluation = build_evaluation(
+        plan, data, model, NamedSharding(mesh, BATCH),
+        batch_of=lambda step: host_batches(plan, data, ledger.mix)[step],
+        params_at=lambda step: params_at(checkpoints, step, abstract),
+    )  # fmt: skip
     progress = TrainingProgress(plan, console)
     with stopping_says_what_is_safe(checkpoints, workdir):
         if spec.init.what == "all" and spec.init.from_run:
             inherit(Path(spec.init.from_run), workdir, plan, start)
         claim(workdir, plan, start)
-        recorder = Recorder(workdir, plan, ledger, losses, start, progress, (meta or {}).get("skipped_in_a_row", 0))
+        recorder = Recorder(workdir, plan, ledger, evaluation, start, progress, (meta or {}).get("skipped_in_a_row", 0))
     rest = read_batches(plan, data, ledger, workdir, recorder.losses_at, start)
     columns = max(len(p.columns) for p in plan.phases)
 
@@ -111,8 +114,10 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
     with stopping_says_what_is_safe(checkpoints, workdir), StopRequest() as stop, progress:
         with jax.transfer_guard("disallow"):
             for step in range(start, plan.total_steps + 1):
-                if losses and plan.evaluates_at(step):
-                    recorder.evaluated(step, losses(state.params))
+                if kinds := plan.sets_at(step):
+                    recorder.evaluated(step, evaluation(state.params, kinds))
+                for name in plan.probes_at(step):
+                    recorder.probed(step, name, evaluation.probe(name, state.params, step))
                 kinds = plan.checkpoints_at(step) if step > start else ()
                 stopping = stop.name  # read once: a signal that comes while this step is saved ends the next one
                 if stopping and step > start and not {"anchor", "rolling"} & set(kinds):
@@ -194,17 +199,16 @@ def phase_switches(plan: RunPlan, tx: Any, shardings: State) -> dict[int, Callab
     }
 
 
-def evaluation(plan: RunPlan, data: Data, model: base.Model, batch: NamedSharding) -> SetLosses | None:
-    """The evaluation of the plan's sets, or None if it names none."""
-    spec: RunSpec = plan.spec
-    if not spec.evaluation.sets:
-        return None
-    token_bytes = data.tokenizer.token_bytes() if data.tokenizer is not None else None
-    sets = [
-        take_set(name, data.sources[s.source], s.sequences, spec.batch.length, token_bytes)
-        for name, s in spec.evaluation.sets.items()
-    ]
-    return SetLosses(model, sets, spec.evaluation.rows_per_pass, batch, end_of_document(plan, data))
+def params_at(checkpoints: Checkpoints, step: int, abstract: State) -> Any:
+    """The parameters that the run had at `step`, from its checkpoints. Raises RunError where there are none."""
+    checkpoints.wait()
+    saved = next((s for s in checkpoints.finished((*FULL_KINDS, "grid")) if s.step == step), None)
+    if saved is None:
+        raise RunError(f"{checkpoints.directory}: no checkpoint of step {step}, which a probe compares with")
+    try:
+        return restore(saved, abstract, params_only=True)[0].params
+    except DamagedCheckpoint as e:
+        raise RunError(f"{saved.path}: {e}; bring it back from a copy") from e
 
 
 def hyper_of(plan: RunPlan, step: int) -> tuple[dict[str, np.float32], ...]:

@@ -18,9 +18,10 @@ from cpt.models import base
 from cpt.optimizers import building as optimizers
 from cpt.plan import RunPlan
 from cpt.training.checkpoint import Checkpoints, DamagedCheckpoint, Saved, restore
+from cpt.training.evaluation import build_evaluation, without_probes
 from cpt.training.feed import Data
 from cpt.training.logs import JsonLines
-from cpt.training.loop import abstract_state, evaluation
+from cpt.training.loop import abstract_state
 from cpt.training.sharding import BATCH, make_mesh
 from cpt.training.state import State
 from cpt.training.workdir import claim, prepare_workdir, stored_plan
@@ -94,14 +95,15 @@ def average(
 
 def _evaluate(plan: RunPlan, model: Any, mesh: Any, named: dict[str, Any], step: int, out: Path, say: Callable) -> None:
     sources, tokenizer = open_sources(plan.spec.sources, plan.spec.tokenizer, Path(plan.spec.stores), say)
-    losses = evaluation(plan, Data(sources, tokenizer), model, NamedSharding(mesh, BATCH))
-    if losses is None:
+    plan = without_probes(plan)
+    asked = build_evaluation(plan, Data(sources, tokenizer), model, NamedSharding(mesh, BATCH))
+    if not asked.losses:
         return
-    write_atomic(out / "eval_sets.json", json.dumps(losses.origin()))
+    write_atomic(out / "eval_sets.json", json.dumps(asked.origin()))
     rows, sequences = JsonLines(out / "eval.jsonl"), JsonLines(out / "eval_sequences.jsonl")
     clock = plan.clock(step)
     for name, params in named.items():
-        for row, sums in losses.rows(jax.device_get(losses(params))):
+        for row, sums in asked.rows(jax.device_get(asked(params, asked.losses))):
             say(f"{name}: {row['set']} {row['loss']:.4f} nats per token")
             if name == "merged":
                 row = {"step": step, "tokens": clock.tokens, "phase": clock.phase, **row, "checkpoint": "merged"}

@@ -30,6 +30,7 @@ class TrainingProgress:
             TextColumn("{task.fields[note]}"),
             console=console,
         )
+        self.eval_share = 0.0  # of the time so far
         self._tasks: dict[str, Any] = {}
         self._last_line = time.monotonic()
         self._reference: dict[str, float] = {}
@@ -67,6 +68,8 @@ class TrainingProgress:
         speed = human(row["tokens_per_second"])
         note = f"loss {row['loss']:.3f}  lr {compact(row['lr'])}  {speed} tok/s"
         note += self._replay(phase, row) + self._gap(phase)
+        if self.eval_share > 0:
+            note += f"  eval {100 * self.eval_share:.0f} %"
         if seconds_left is not None:
             note += f"  eta {int(seconds_left) // 60}:{int(seconds_left) % 60:02d}"
         done = row["step"] - phase.first_step

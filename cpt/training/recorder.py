@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections import deque
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ import numpy as np
 
 from cpt.data.ledger import Ledger
 from cpt.errors import RunError
-from cpt.evaluators.losses import SetLosses
 from cpt.evaluators.rows import write_atomic
 from cpt.plan import RunPlan
+from cpt.training.evaluation import Evaluation
 from cpt.training.logs import Board, JsonLines, cut
 from cpt.training.state import Sums
 
@@ -32,7 +33,7 @@ class Recorder:
 
     Args:
       workdir: the run directory.
-      plan, ledger, losses: what the rows mean.
+      plan, ledger, evaluation: what the rows mean.
       step: where the run starts or resumes; later rows on disk are cut.
       progress: shown to the person watching.
       skipped_in_a_row: updates right before `step` that were not finite.
@@ -43,26 +44,28 @@ class Recorder:
         workdir: Path,
         plan: RunPlan,
         ledger: Ledger,
-        losses: SetLosses | None,
+        evaluation: Evaluation,
         step: int,
         progress: Any,
         skipped_in_a_row: int = 0,
     ):
-        self.workdir, self.plan, self.ledger, self.losses, self.progress = workdir, plan, ledger, losses, progress
+        self.workdir, self.plan, self.ledger, self.progress = workdir, plan, ledger, progress
+        self.evaluation = evaluation
         # metrics rows are numbered by the updates done after them, evaluations by the updates done before.
         cut(workdir / "metrics.jsonl", lambda row: row["step"] <= step)
-        # Up to `step`, which itself is evaluated again where the plan says so.
-        end = step if losses and plan.evaluates_at(step) else step + 1
-        before = lambda row: row["step"] < end or row["checkpoint"] != IN_LOOP  # noqa: E731
-        cut(workdir / "eval_sequences.jsonl", before)
-        for row in cut(workdir / "eval.jsonl", before):
+        due = plan.sets_at(step)
+        past = _past(step, "set", [name for name, s in plan.spec.evaluation.sets.items() if s.at in due])
+        cut(workdir / "eval_sequences.jsonl", past)
+        cut(workdir / "probes.jsonl", _past(step, "probe", plan.probes_at(step)))
+        for row in cut(workdir / "eval.jsonl", past):
             if row["phase"] == plan.phase_at(step).name:
                 progress.evaluated(row["step"], row)
-        if losses:
-            write_atomic(workdir / "eval_sets.json", json.dumps(losses.origin()))
+        if origin := evaluation.origin():
+            write_atomic(workdir / "eval_sets.json", json.dumps(origin))
         self.metrics = JsonLines(workdir / "metrics.jsonl")
         self.evals = JsonLines(workdir / "eval.jsonl")
         self.sequences = JsonLines(workdir / "eval_sequences.jsonl")
+        self.probes = JsonLines(workdir / "probes.jsonl") if plan.spec.evaluation.probes else None
         self.board = Board(workdir / "tensorboard", step)
         self.skipped_in_a_row = skipped_in_a_row
         self.busy_s = {"step": 0.0, "eval": 0.0, "data": 0.0}
@@ -74,9 +77,13 @@ class Recorder:
         """Do not charge the next update for the time since the last one (a checkpoint was saved, say)."""
         self._last_done = time.monotonic()
 
-    def evaluated(self, step: int, nats: jax.Array) -> None:
+    def evaluated(self, step: int, nats: dict[str, jax.Array]) -> None:
         """An evaluation of the parameters at `step` was dispatched."""
         self._pending.append(("eval", step, nats, time.monotonic(), 0.0, 0.0))
+
+    def probed(self, step: int, name: str, values: dict[str, Any]) -> None:
+        """The probe `name` was asked about the parameters at `step`."""
+        self._pending.append(("probe", step, {name: values}, time.monotonic(), 0.0, 0.0))
 
     def trained(self, step: int, sums: Sums, lr: float, data_wait_s: float) -> None:
         """Update `step` was dispatched; writes everything that came before it."""
@@ -110,8 +117,9 @@ class Recorder:
         write_atomic(self.workdir / "ledger.json", json.dumps(self.ledger.to_json(), indent=1))
 
     def close(self) -> None:
-        for f in (self.metrics, self.evals, self.sequences, self.board):
-            f.close()
+        for f in (self.metrics, self.evals, self.sequences, self.probes, self.board):
+            if f is not None:
+                f.close()
 
     def _write_next(self) -> None:
         kind, step, result, dispatched, lr, data_wait_s = self._pending.popleft()
@@ -119,17 +127,23 @@ class Recorder:
         now = time.monotonic()
         # Since the result before: what the host spends between two updates counts, or it would look free.
         busy, self._last_done = now - (self._last_done or dispatched), now
-        if kind == "eval":
+        if kind != "train":
             self.busy_s["eval"] += busy
-            self._write_eval(step, host)
+            self.progress.eval_share = self.eval_share
+            (self._write_eval if kind == "eval" else self._write_probe)(step, host)
         else:
             self.busy_s["step"] += busy
             self.busy_s["data"] += data_wait_s
             self._write_metrics(step, host, lr, data_wait_s, busy)
 
-    def _write_eval(self, step: int, nats_PxR: np.ndarray) -> None:
+    @property
+    def eval_share(self) -> float:
+        """Of the time since the start, what evaluations and probes took."""
+        return self.busy_s["eval"] / max(self.busy_s["eval"] + self.busy_s["step"], 1e-9)
+
+    def _write_eval(self, step: int, nats: dict[str, np.ndarray]) -> None:
         clock, self._evaluated = self.plan.clock(step), (step, {})
-        for row, sequences in self.losses.rows(nats_PxR):
+        for row, sequences in self.evaluation.rows(nats):
             self._evaluated[1][row["set"]] = row["loss"]
             row = {"step": step, "tokens": clock.tokens, "phase": clock.phase, **row, "checkpoint": IN_LOOP}
             self.sequences.write({"step": step, **sequences, "checkpoint": IN_LOOP})
@@ -137,6 +151,16 @@ class Recorder:
             if row["loss"] is not None:
                 self.board.scalar(f"eval/{row['set']}/loss", row["loss"], step)
             self.progress.evaluated(step, row)
+
+    def _write_probe(self, step: int, named: dict[str, dict[str, Any]]) -> None:
+        clock = self.plan.clock(step)
+        for name, given in named.items():
+            values = probe_values(name, given)
+            row = {"step": step, "tokens": clock.tokens, "phase": clock.phase, "probe": name}
+            self.probes.write({**row, "values": values, "checkpoint": IN_LOOP})
+            for key, value in values.items():
+                if math.isfinite(value):
+                    self.board.scalar(f"probe/{name}/{key}", value, step)
 
     def _write_metrics(self, step: int, sums: Sums, lr: float, data_wait_s: float, step_s: float) -> None:
         phase = self.plan.phase_at(step)
@@ -177,6 +201,19 @@ class Recorder:
             self.progress.console.print(f"step {step}: loss or gradient is not finite; update skipped")
         if self.skipped_in_a_row >= self.plan.spec.guard.max_skipped:
             raise NonFinite(f"{self.skipped_in_a_row} updates in a row were not finite, the last at step {step}")
+
+
+def _past(step: int, key: str, again: Iterable[str]) -> Callable[[dict[str, Any]], bool]:
+    """Keeps the rows up to `step`; at `step` itself without what is evaluated `again` there."""
+    return lambda row: row["checkpoint"] != IN_LOOP or row["step"] < step + (row[key] not in again)
+
+
+def probe_values(name: str, given: dict[str, Any]) -> dict[str, float]:
+    """What a probe gave, as floats. Raises RunError for what is no single number."""
+    try:
+        return {key: float(value) for key, value in given.items()}
+    except (TypeError, ValueError) as e:
+        raise RunError(f"evaluation.probes.{name}: gave what is no number ({e})") from e
 
 
 class NonFinite(Exception):

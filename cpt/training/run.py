@@ -35,9 +35,11 @@ def run_training(plan: RunPlan, workdir: Path, console: Console) -> Outcome:
     selfcheck()
     sources, tokenizer = open_sources(plan.spec.sources, plan.spec.tokenizer, Path(plan.spec.stores), say)
     data = Data(sources, tokenizer)
-    write_environment(workdir, started, 0.0, 0)
+    before = seconds_before(workdir)
+    write_environment(workdir, started, 0.0, 0, before)
     outcome = train(plan, data, workdir, console)
-    write_environment(workdir, started, time.time() - started, outcome.step, outcome.busy_s)
+    busy_s = {k: v + before.get(k, 0.0) for k, v in outcome.busy_s.items()}
+    write_environment(workdir, started, time.time() - started, outcome.step, busy_s)
     for folder, child in branch_plans(plan, workdir).items():
         if outcome.stopped_by is None and not finished(child, folder):
             say(f"branch at step {child.spec.branch.at}: {child.phases[-1].schedule.describe()}")
@@ -52,8 +54,17 @@ def devices_text() -> str:
     return f"jax {jax.__version__} · {jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
+def seconds_before(workdir: Path) -> dict[str, float]:
+    """Seconds by activity of the launches before this one, as far as they ended in order."""
+    try:
+        facts = json.loads((workdir / "environment.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return {k.removeprefix("seconds/"): v for k, v in facts.items() if k.startswith("seconds/")}
+
+
 def write_environment(workdir: Path, started: float, wall_s: float, step: int, busy_s: dict | None = None) -> None:
-    """`environment.json`: versions, devices, command and the time of the last launch."""
+    """`environment.json`: versions, devices, command and time of the last launch, seconds by activity of all."""
     facts = {
         **{f"version/{name}": version(name) for name in PACKAGES},
         "python": platform.python_version(),

@@ -48,27 +48,30 @@ def prepare_workdir(workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(workdir: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+def lock(
+    workdir: Path, say: Callable[[str], None] = lambda line: None, name: str = ".lock", does: str = "trains"
+) -> Iterator[None]:
     """Hold the directory against other processes; the system lets go of it however this one ends.
 
     Args:
       say: receives a warning where the file system has no locks.
+      name, does: the file that is held, and what whoever holds it does there.
 
     Raises:
-      RunError: another process trains there.
+      RunError: another process does that there.
     """
     # Without a buffer, so that a full disk cannot fail when the file is closed.
-    with (workdir / ".lock").open("ab+", buffering=0) as f:
+    with (workdir / name).open("ab+", buffering=0) as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
             f.seek(0)
             raise RunError(
-                f"{workdir}: another process trains there ({f.read().decode().strip() or 'unknown'}); "
+                f"{workdir}: another process {does} there ({f.read().decode().strip() or 'unknown'}); "
                 "wait for it, or give another --workdir"
             ) from e
         except OSError as e:
-            say(f"{workdir}: cannot be locked there ({e.strerror}); do not train in it from two processes at a time")
+            say(f"{workdir}: cannot be locked there ({e.strerror}); do not use it from two processes at a time")
         with contextlib.suppress(OSError):  # who holds it is for the other's message only
             f.truncate(0)
             f.write(f"process {os.getpid()} on {platform.node()}".encode())

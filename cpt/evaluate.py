@@ -1,0 +1,135 @@
+"""Evaluate the checkpoints of a run after the fact: every set and probe, only what is missing.
+
+  python -m cpt.evaluate --workdir=runs/demo-3f9c2a71
+  python -m cpt.evaluate --workdir=runs/demo-3f9c2a71 --steps=every:100 --sets=pile
+  python -m cpt.evaluate --workdir=runs/demo-3f9c2a71 --config=more_sets.py       # sets and probes of another recipe
+  python -m cpt.evaluate --workdir=runs/demo-3f9c2a71 --again                     # does it give the loop's digits?
+  python -m cpt.evaluate --list                                                   # the probes that there are
+
+Stopped and run again it goes on where it was. The rows go to the run's eval.jsonl and probes.jsonl, beside those of the
+loop and with the name of their checkpoint, and its report is made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+
+from cpt import cli
+from cpt.config import RunSpec, load
+from cpt.errors import ConfigError, RunError
+from cpt.rooms import show_rooms
+
+if TYPE_CHECKING:
+    from cpt.training.evaluating import Done
+
+
+def define_flags() -> None:
+    """The command's flags; only defined when it is run, since other commands use the same names."""
+    flags.DEFINE_string("workdir", None, "Run directory.")
+    flags.DEFINE_string("steps", "all", "Which checkpoints: all, every:N, or steps separated by commas.")
+    flags.DEFINE_list("sets", [], "Sets and probes, separated by commas; all by default.")
+    config_flags.DEFINE_config_file(
+        "config", None, "Recipe with further sets, probes and sources.", lock_config=False, accept_new_attributes=True
+    )
+    flags.DEFINE_bool("again", False, "Also what the loop evaluated, and say whether the digits are the same.")
+    flags.DEFINE_bool("list", False, "Show the probes that there are.")
+
+
+def main(argv: list[str]) -> None:
+    """Read the flags, evaluate, make the report again, say what came of it."""
+    del argv
+    given = flags.FLAGS
+    if given.list:
+        show_rooms({"evaluation.probes.<name>.kind": "cpt.evaluators.probes"})
+        return
+    if not given.workdir:
+        raise ConfigError("--workdir: required, e.g. --workdir=runs/demo-3f9c2a71 (see --help)")
+    workdir, wanted = Path(given.workdir), steps_of(given.steps)
+    added: RunSpec | None = None
+    if given.config is not None:
+        added = load(given.config, config_flags.get_override_values(given["config"]))
+    from cpt.reports.page import write_report
+    from cpt.training.evaluating import evaluate_run  # starts JAX
+
+    console = Console(highlight=False)
+    say = lambda line: console.print(line, soft_wrap=True, markup=False)  # noqa: E731
+    with _bar(console) as progress:
+        done = evaluate_run(workdir, wanted, given.sets or None, added, given.again, say, progress)
+    for line in told(done):
+        say(line)
+    say(f"report: {write_report(workdir)}")
+    if done.unequal:
+        raise RunError(f"{workdir}: {len(done.unequal)} rows differ from the loop's; first {done.unequal[0]}")
+
+
+def steps_of(text: str) -> Callable[[list[int]], list[int]]:
+    """What `--steps` picks from the steps that have a checkpoint.
+
+    Raises:
+      ConfigError: it is not understood. The function raises RunError for a step without a checkpoint.
+    """
+    kind, _, number = text.partition(":")
+    if text == "all":
+        return lambda there: there
+    if kind == "every" and number.isdigit() and int(number):
+        return lambda there: [s for s in there if s % int(number) == 0]
+    parts = text.split(",")
+    if not all(p.strip().isdigit() for p in parts):
+        raise ConfigError(f"--steps={text}: not understood; say all, every:N, or steps separated by commas")
+    asked = sorted({int(p) for p in parts})
+
+    def listed(there: list[int]) -> list[int]:
+        for step in asked:
+            if step not in there:
+                near = sorted(there, key=lambda s: (abs(s - step), s))[:6]
+                raise RunError(f"--steps: no checkpoint of step {step}; nearest: {', '.join(map(str, sorted(near)))}")
+        return asked
+
+    return listed
+
+
+def told(done: Done) -> list[str]:
+    """What came of it, in words."""
+    if not done.checkpoints and not done.skipped:
+        return ["nothing is missing: every checkpoint has its rows"]
+    each = done.wall_s / max(done.checkpoints, 1)
+    lines = [
+        f"{done.rows} rows of {done.checkpoints} checkpoints in {done.wall_s:.1f} s: {each:.2f} s each, "
+        f"restoring took {done.restore_s / max(done.checkpoints, 1):.2f} s of it or was done meanwhile"
+    ]
+    if done.compared:
+        same = done.compared - len(done.unequal)
+        lines.append(f"{same} of {done.compared} rows equal those of the loop bit for bit")
+    if done.skipped:
+        lines.append(f"damaged and left out: {', '.join(done.skipped)}")
+    return lines
+
+
+def _bar(console: Console):
+    """Progress in a terminal, a line now and then elsewhere; gives a function of (done, all)."""
+    import contextlib
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    @contextlib.contextmanager
+    def shown():
+        bar = Progress(
+            TextColumn("checkpoints"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), console=console,
+            disable=not console.is_terminal,
+        )  # fmt: skip
+        with bar:
+            task = bar.add_task("", total=None)
+            yield lambda done, of: bar.update(task, completed=done, total=of)
+
+    return shown()
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,66 @@
+"""Reads a `config.json`: what is missing, of the wrong type, contradictory or not supported is one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cpt.errors import ConfigError
+from cpt.models.spec import ModelSpec
+
+
+class Settings:
+    """Reads a `config.json` field by field; what is wrong is a ConfigError that names the file and the field."""
+
+    def __init__(self, config: Mapping[str, Any], file: Path):
+        self._config, self._file = config, file
+
+    def count(self, name: str) -> int:
+        """A whole number of at least 1 that has to be there."""
+        value = self._config.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{self._file}: {name}: {value!r} must be a whole number of at least 1")
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        """A number; `default` where there is none."""
+        return self._number(name, self._config.get(name, default))
+
+    def agreed(self, default: float, names: Mapping[str, Any]) -> float:
+        """The one number that several fields give, by their names; None is a field that is not there.
+
+        Raises:
+          ConfigError: two of them differ, so that readers of one and of the other would build two models.
+        """
+        values = {name: self._number(name, v) for name, v in names.items() if v is not None}
+        if len(set(values.values())) > 1:
+            said = ", ".join(f"{name} {value:g}" for name, value in values.items())
+            raise ConfigError(f"{self._file}: {said} contradict each other; remove the one that is not meant")
+        return next(iter(values.values()), default)
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A nested object; empty where there is none."""
+        value = self._config.get(name) or {}
+        if not isinstance(value, dict):
+            raise ConfigError(f"{self._file}: {name}: {value!r} must be an object")
+        return value
+
+    def refuse(self, value: Any, name: str, allowed: tuple[Any, ...]) -> None:
+        """Raises ConfigError where `value` is none of `allowed`: the model here would compute something else."""
+        if value not in allowed:
+            raise ConfigError(
+                f"{self._file}: {name}: {value!r} is not supported  (supported: {', '.join(map(str, allowed))})"
+            )
+
+    def spec(self, **fields: Any) -> ModelSpec:
+        """The spec of these fields; what it finds wrong with them is said of the file."""
+        try:
+            return ModelSpec(**fields)
+        except ConfigError as e:
+            raise ConfigError(f"{self._file}: {str(e).removeprefix(f'{e.room}: ')}") from e
+
+    def _number(self, name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{self._file}: {name}: {value!r} must be a number")
+        return float(value)

@@ -1,6 +1,7 @@
 """The Pile, then SlimPajama: re-warm, re-decay and replay 5 % (Gupta et al. 2308.04014, Ibrahim et al. 2403.08763).
 
     python -m cpt.main --config=configs/pile_to_slimpajama.py            # a laptop, nothing prepared
+    python -m cpt.main --config=configs/pile_to_slimpajama.py:dense      # the same run, every step after the switch
     python -m cpt.main --config=configs/pile_to_slimpajama.py:410m       # the papers' recipe
 
 `:tiny` (the default) needs no data: English prose and Python code, both read from the running Python's standard
@@ -24,9 +25,11 @@ from cpt.errors import ConfigError
 def get_config(size: str = "tiny"):
     if size == "tiny":
         return tiny()
+    if size == "dense":
+        return dense()
     if size == "410m":
         return papers_410m()
-    raise ConfigError(f"--config=...:{size}: no such size  (sizes: tiny, 410m)")
+    raise ConfigError(f"--config=...:{size}: no such size  (sizes: tiny, dense, 410m)")
 
 
 def two_phases(tokens, *, peak, floor, warmup, evaluate):
@@ -77,6 +80,17 @@ def tiny():
             ),
         ),
     )
+
+
+def dense():
+    """`tiny` seen closely: small sets at each of the first 50 steps after the switch, large ones at the edges."""
+    config = tiny()
+    sets = config.evaluation.sets
+    for name in ("pile", "slimpajama"):
+        sets[f"{name}_full"] = c.evaluation_set(**{**sets[name].to_dict(), "at": "edges"})
+        sets[name].sequences = 8
+    config.phases.slimpajama.evaluate = c.grid(dense=50, geometric=256, every=c.duration(steps=25))
+    return config
 
 
 def papers_410m():

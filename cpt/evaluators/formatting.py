@@ -50,3 +50,10 @@ def tokens(value: float | None) -> str:
 def percent(share: float | None, digits: int = 1) -> str:
     """`5.0 %`."""
     return DASH if share is None else f"{100 * share:.{digits}f} %"
+
+
+def value(number: float | None) -> str:
+    """Any number in four digits, or a dash: `0.1234`, `12,345`."""
+    if number is None:
+        return DASH
+    return (f"{number:,.0f}" if 1e4 <= abs(number) < 1e12 else f"{number:.4g}").replace("-", MINUS)

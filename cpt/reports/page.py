@@ -21,23 +21,28 @@ from cpt.registry import available, find
 from cpt.reports.section import Figure, Html, Section
 
 ROOM = "cpt.reports.sections"
-FIRST = ("answer", "losses", "branches", "gap", "matrix", "mix", "sources", "throughput", "plan")
+FIRST = ("answer", "losses", "branches", "gap", "matrix", "domains", "probes", "mix", "sources", "throughput", "plan")
 LAST = ("records",)
 ASSETS = Path(__file__).parent / "assets"
 
 
-def write_report(run_dir: Path, out: Path | None = None, summary: dict[str, Any] | None = None) -> Path:
+def write_report(
+    run_dir: Path, out: Path | None = None, summary: dict[str, Any] | None = None, again_s: float | None = None
+) -> Path:
     """Write the page of a run to `out` (default: `report.html` in the run directory).
 
     Args:
       summary: the content of `summary.json`, if it was derived just now; None derives and writes it first.
+      again_s: seconds after which a browser loads the page of an unfinished run again.
 
     Raises:
       RunError: `run_dir` is no run directory, one of its files is damaged, or a file cannot be written.
     """
     run = read_run(Path(run_dir))
     run = replace(run, summary=summary or write_summary(run.path))
-    return write_atomic(Path(out) if out else run.path / "report.html", render(run.name, sections_of(run), state(run)))
+    again_s = None if run.summary["finished"] else again_s
+    page = render(run.name, sections_of(run), state(run), again_s)
+    return write_atomic(Path(out) if out else run.path / "report.html", page)
 
 
 def sections_of(run: RunFiles) -> list[Section]:
@@ -56,15 +61,16 @@ def state(run: RunFiles) -> str:
     return f"{'finished' if run.summary.get('finished') else 'in progress'} · {done} · {run.last_tokens:,} tokens{plan}"
 
 
-def render(title: str, sections: list[Section], state: str) -> str:
-    """The whole page as one HTML document."""
+def render(title: str, sections: list[Section], state: str, again_s: float | None = None) -> str:
+    """The whole page as one HTML document; `again_s` lets a browser load it again after so many seconds."""
     ids = [f"s{i}" for i in range(len(sections))]
     nav = "".join(f'<a href="#{i}">{escape(s.title)}</a>' for i, s in zip(ids[1:], sections[1:], strict=True))
     body = "".join(_section(i, s) for i, s in zip(ids, sections, strict=True))
     # `</` cannot occur inside a script element of the page; plotly.js itself has none outside strings that allow this.
     plotly = get_plotlyjs().replace("</script", "<\\/script")
+    again = "" if again_s is None else f'<meta http-equiv="refresh" content="{again_s:g}">'
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{escape(title)} · cpt report</title>
+<html lang="en"><head><meta charset="utf-8">{again}<title>{escape(title)} · cpt report</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
 <style>{_asset("page.css")}</style><script>{plotly}</script></head>
 <body><header><p class="kicker">continual pre-training report</p>

@@ -87,6 +87,8 @@ class Recorder:
 
     def trained(self, step: int, sums: Sums, lr: float, data_wait_s: float) -> None:
         """Update `step` was dispatched; writes everything that came before it."""
+        if step == self._start_step:
+            self.resume_clock()  # until now the update was compiled
         ahead = len(self._pending)
         self._pending.append(("train", step, sums, time.monotonic(), lr, data_wait_s))
         for _ in range(ahead):

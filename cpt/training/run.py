@@ -36,10 +36,11 @@ def run_training(plan: RunPlan, workdir: Path, console: Console) -> Outcome:
     sources, tokenizer = open_sources(plan.spec.sources, plan.spec.tokenizer, Path(plan.spec.stores), say)
     data = Data(sources, tokenizer)
     before = seconds_before(workdir)
-    write_environment(workdir, started, 0.0, 0, before)
+    which = None if tokenizer is None else tokenizer.hash
+    write_environment(workdir, started, 0.0, 0, before, which)
     outcome = train(plan, data, workdir, console)
     busy_s = {k: v + before.get(k, 0.0) for k, v in outcome.busy_s.items()}
-    write_environment(workdir, started, time.time() - started, outcome.step, busy_s)
+    write_environment(workdir, started, time.time() - started, outcome.step, busy_s, which)
     for folder, child in branch_plans(plan, workdir).items():
         if outcome.stopped_by is None and not finished(child, folder):
             say(f"branch at step {child.spec.branch.at}: {child.phases[-1].schedule.describe()}")
@@ -63,7 +64,9 @@ def seconds_before(workdir: Path) -> dict[str, float]:
     return {k.removeprefix("seconds/"): v for k, v in facts.items() if k.startswith("seconds/")}
 
 
-def write_environment(workdir: Path, started: float, wall_s: float, step: int, busy_s: dict | None = None) -> None:
+def write_environment(
+    workdir: Path, started: float, wall_s: float, step: int, busy_s: dict | None = None, tokenizer: str | None = None
+) -> None:
     """`environment.json`: versions, devices, command and time of the last launch, seconds by activity of all."""
     facts = {
         **{f"version/{name}": version(name) for name in PACKAGES},
@@ -75,6 +78,7 @@ def write_environment(workdir: Path, started: float, wall_s: float, step: int, b
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "wall_s": round(wall_s, 1),
         "reached_step": step,
+        "tokenizer": tokenizer,
         **{f"seconds/{k}": round(v, 2) for k, v in (busy_s or {}).items()},
     }
     write_atomic(workdir / "environment.json", json.dumps(facts, indent=1))

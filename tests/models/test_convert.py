@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -446,6 +447,18 @@ def test_what_is_there_is_not_lost(tmp_path, monkeypatch):
         with pytest.raises(RunError, match=r"out: the disk is full; nothing was written there"):
             convert.write(folder, SPEC, noise(SPEC, 1), overwrite=True)
     assert same(convert.read(folder)[1], params)
+    rename = Path.rename
+
+    def refused(self, target):
+        if ".partial-" in self.name:
+            raise OSError(13, "Permission denied")
+        return rename(self, target)
+
+    with monkeypatch.context() as m:
+        m.setattr(Path, "rename", refused)
+        with pytest.raises(RunError, match=r"out: Permission denied"):
+            convert.write(folder, SPEC, noise(SPEC, 1), overwrite=True)
+    assert same(convert.read(folder)[1], params) and [p.name for p in tmp_path.iterdir()] == ["out"]
     convert.write(folder, SPEC, noise(SPEC, 1), overwrite=True)
     assert same(convert.read(folder)[1], noise(SPEC, 1)) and not (folder / "mine.txt").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

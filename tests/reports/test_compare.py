@@ -9,7 +9,9 @@ from synthetic_run import write_run
 from cpt.errors import ConfigError, RunError
 from cpt.evaluators.summary import summarise
 from cpt.report import make
-from cpt.reports.compare import Trade, differing, pareto_front, trade, write_comparison
+from cpt.reports.compare import write_comparison
+from cpt.reports.comparison import differing
+from cpt.reports.comparisons.trade_off import Trade, pareto_front, trade
 
 VALUES = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12)
 

@@ -40,5 +40,7 @@ def throughput(run: RunFiles) -> Section | None:
     figure.update_yaxes(title_text="tokens per second", row=1, col=1)
     figure.update_yaxes(title_text="data wait", ticksuffix=" %", row=1, col=2)
     figure.update_xaxes(title_text="tokens")
-    lead = f"Median {human(speed)} tokens per second; {fmt.percent(waited, 2)} of the time was spent waiting for data."
+    lead = f"Median {human(speed)} tokens per second; {fmt.percent(waited, 2)} of the time was spent waiting for data"
+    evaluating = run.summary.get("eval_share")
+    lead += "." if evaluating is None else f", {fmt.percent(evaluating)} on evaluation."
     return Section("Throughput", lead, (Figure(figure, "Per logged step.", lead),))

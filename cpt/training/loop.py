@@ -128,9 +128,8 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
                     break
                 if step in switch:
                     # After the checkpoint: what is saved at an edge is the end of the old phase.
-                    recorder.drain()
-                    state = switch[step](state)
-                    recorder.resume_clock()
+                    with recorder.aside():
+                        state = switch[step](state)
                 waited = time.monotonic()
                 batch = put_batch(mesh, next(batches))
                 data_wait_s = time.monotonic() - waited

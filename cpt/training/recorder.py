@@ -6,11 +6,12 @@ The files only ever hold rows that belong to one history: a resumed run cuts the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,13 @@ class Recorder:
     def resume_clock(self) -> None:
         """Do not charge the next update for the time since the last one (a checkpoint was saved, say)."""
         self._last_done = time.monotonic()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """For what is neither an update nor an evaluation and should be charged to neither."""
+        self.drain()
+        yield
+        self.resume_clock()
 
     def evaluated(self, step: int, nats: dict[str, jax.Array]) -> None:
         """An evaluation of the parameters at `step` was dispatched."""

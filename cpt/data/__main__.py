@@ -2,6 +2,7 @@
 
 python -m cpt.data plan --config=configs/data_mixing.py:curriculum --out=mix.html     # the mix over time
 python -m cpt.data show --config=configs/pile_to_slimpajama.py --step=300             # the batch of an update
+python -m cpt.data overlap --config=configs/pile_to_slimpajama.py                     # held out, and trained on too?
 python -m cpt.data --list                                      # corpora, tokenizers, mixers, schedules of replay
 """
 
@@ -19,7 +20,7 @@ from cpt import cli
 from cpt.errors import ConfigError, nearest
 from cpt.rooms import show_rooms
 
-COMMANDS = ("show", "plan")
+COMMANDS = ("show", "plan", "overlap")
 ROOMS = {
     "sources.<name>.corpus": "cpt.data.corpora",
     "tokenizer.kind": "cpt.data.tokenizers",
@@ -34,6 +35,8 @@ def define_flags(command: str | None) -> None:
         flags.DEFINE_bool("list", False, "Show every method of the room with a line on each.")
         return
     flags.DEFINE_string("config", None, "Recipe: FILE.py or FILE.py:ARGUMENT; fields change with --config.a.b=value.")
+    if command == "overlap":
+        return
     if command == "plan":
         flags.DEFINE_string("out", None, "Where to draw: a .html, .png or .svg.")
         return
@@ -49,7 +52,7 @@ def main(command: str | None, overrides: list[str]) -> None:
     if command is None:
         if not given.list:
             raise ConfigError(
-                "--list shows corpora, tokenizers and mixers; plan and show are commands (see --help); "
+                "--list shows corpora, tokenizers and mixers; plan, show and overlap are commands (see --help); "
                 "to make a store see `python -m cpt.prepare --help`"
             )
         show_rooms(ROOMS)
@@ -62,6 +65,18 @@ def main(command: str | None, overrides: list[str]) -> None:
         from cpt.data.inspecting import show
 
         show(plan, given.step, given.rows, given.chars, given.json, console)
+        return
+    if command == "overlap":
+        from cpt.data.preparing import open_sources
+        from cpt.evaluators.overlap import overlap_lines
+
+        spec = plan.spec
+        sources, _ = open_sources(
+            spec.sources, spec.tokenizer, Path(spec.stores), lambda line: print(line, file=sys.stderr)
+        )
+        lines = list(overlap_lines(plan, sources, None))
+        for line in lines or ["no evaluation document is in the training data"]:
+            console.print(Text(line), soft_wrap=True)
         return
     from cpt.data.mix_picture import mix_table, write_mix
     from cpt.data.sizes import known_sizes

@@ -151,8 +151,9 @@ def take_set(name: str, source: Any, sequences: int, length: int, token_bytes: n
     windows_RxM = source.validation.read_rows(rows_R, length)
     bytes_R = None if token_bytes is None else token_bytes[windows_RxM[:, 1:]].sum(axis=1)
     documents_R = source.validation.document_at(source.validation.first_token(rows_R, length))
-    domains_R = source.validation.domain_of(documents_R) if len(source.validation.domains) > 1 else None
-    return EvalSet(name, windows_RxM, bytes_R, rows_R, documents_R, domains_R)
+    domains_R = source.validation.domain_of(documents_R)
+    several = len(set(domains_R)) > 1
+    return EvalSet(name, windows_RxM, bytes_R, rows_R, documents_R, domains_R if several else None)
 
 
 def spread(n: int, available: int) -> np.ndarray:

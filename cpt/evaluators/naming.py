@@ -59,7 +59,7 @@ def _suffix(key: str, keys: list[str]) -> str:
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, str]:
-    """Nested data as `dotted.path: text`, in the order of the file; an empty section keeps its line."""
+    """Nested data as dotted path -> text; an empty section keeps its line."""
     if isinstance(value, Mapping) and value:
         return {p: t for k, v in value.items() for p, t in flatten(v, f"{prefix}.{k}" if prefix else str(k)).items()}
-    return {prefix: str(value)} if prefix else {}
+    return {prefix: str(value)}

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from cpt.data.preparing import open_sources
 from cpt.errors import RunError
+from cpt.evaluators.overlap import overlap_lines
 from cpt.evaluators.rows import write_atomic
 from cpt.plan import RunPlan
 from cpt.training.branches import branch_plans, finished
@@ -35,6 +36,8 @@ def run_training(plan: RunPlan, workdir: Path, console: Console) -> Outcome:
     selfcheck()
     sources, tokenizer = open_sources(plan.spec.sources, plan.spec.tokenizer, Path(plan.spec.stores), say)
     data = Data(sources, tokenizer)
+    for line in overlap_lines(plan, sources):
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)
     before = seconds_before(workdir)
     which = None if tokenizer is None else tokenizer.hash
     write_environment(workdir, started, 0.0, 0, before, which)

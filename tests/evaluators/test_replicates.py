@@ -93,6 +93,8 @@ def test_names_stay_short_and_say_enough():
     # Nine fields follow from one switch: it alone is the name.
     switched = {**a, "order": "ba", **long}
     assert named(a, switched) == ["order=ab", "order=ba"]
+    # What only some configs have follows from what all have, though its path be shorter.
+    assert named({"m": {"kind": {"x": 1}}}, {"extra": 1, "more": "m" * 60, "m": {"kind": {"x": 2}}})[0] == "kind.x=1"
     grid = [
         {"m": {"x": x, "y": y}, **{f"follows{i}": {"x": (x, y, i)} for i in range(9)}} for x in (1, 2) for y in (3, 4)
     ]
@@ -154,6 +156,9 @@ def test_other_seeds_are_compared_unpaired_and_the_spread_hides_the_difference(t
     ci = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
     assert not row["paired"] and row["n"] == [2, 3] and row["within_noise"] is True
     assert row["ci95"] == pytest.approx([ci.low, ci.high], abs=0.02)
+    del runs["r0.05-0"]  # two each, one of them common
+    row = compare_groups(replicates(runs))[0]
+    assert not row["paired"] and row["n"] == [2, 2]
 
 
 def test_single_runs_are_compared_on_their_documents(tmp_path):

@@ -53,16 +53,16 @@ class Model:
         Raises:
           ConfigError: the rows are longer than `spec.context`.
         """
-        length = tokens_BxL.shape[1]
-        if length > self.spec.context:
-            raise ConfigError(
-                f"model.context: rows of {length} tokens do not fit in {self.spec.context}; raise model.context or "
-                "shorten the rows"
-            )
-        graphdef, abstract = self._skeleton
-        state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: the next line writes into it
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graphdef, state)(tokens_BxL, segments_BxL)
+        return self._bound(params, tokens_BxL)(tokens_BxL, segments_BxL)
+
+    def attention_inputs(
+        self, params: Params, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None
+    ) -> list[jax.Array]:
+        """What each block's in-projection of attention multiplies, [B, L, D] in the compute dtype; as `apply`.
+
+        Only of families whose module has a method of this name.
+        """
+        return self._bound(params, tokens_BxL).attention_inputs(tokens_BxL, segments_BxL)
 
     def head(self, params: Params) -> jax.Array:
         """The output matrix [D, V], float32: `logits = hidden @ head`."""
@@ -79,6 +79,19 @@ class Model:
     def abstract(self) -> dict[str, Any]:
         """The tree of `init` as `jax.ShapeDtypeStruct`s; allocates nothing."""
         return nnx.to_pure_dict(self._skeleton[1])
+
+    def _bound(self, params: Params, tokens_BxL: jax.Array) -> nnx.Module:
+        """The module with `params` in it, for rows like these."""
+        length = tokens_BxL.shape[1]
+        if length > self.spec.context:
+            raise ConfigError(
+                f"model.context: rows of {length} tokens do not fit in {self.spec.context}; raise model.context or "
+                "shorten the rows"
+            )
+        graphdef, abstract = self._skeleton
+        state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: the next line writes into it
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graphdef, state)
 
     @cached_property
     def _skeleton(self) -> tuple[nnx.GraphDef, nnx.State]:

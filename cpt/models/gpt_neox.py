@@ -7,7 +7,7 @@ of its dimensions in the metadata field `axes`, next to its shape, so that shard
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +143,16 @@ class gpt_neox(nnx.Module):
         self.head = Head(rngs, spec, std_in)
 
     def __call__(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None) -> jax.Array:
+        *_, x_NxD = self.stream(tokens_BxL, segments_BxL)
+        return self.ln_final(x_NxD).reshape(*tokens_BxL.shape, -1)
+
+    def attention_inputs(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None) -> list[jax.Array]:
+        """What the fused projection of each block multiplies: its input after the norm, [B, L, d]."""
+        streams = zip(range(self.spec.layers), self.stream(tokens_BxL, segments_BxL), strict=False)
+        return [self.layers[str(i)].ln_attn(x_NxD).reshape(*tokens_BxL.shape, -1) for i, x_NxD in streams]
+
+    def stream(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None) -> Iterator[jax.Array]:
+        """The residual stream [B * L, d] before each block, and after the last one."""
         batch, length = tokens_BxL.shape
         rotary = rotary_table(length, self.spec.rotary_dim, self.spec.rotary_base)
         x_NxD = self.embed(tokens_BxL.reshape(-1))
@@ -152,5 +162,6 @@ class gpt_neox(nnx.Module):
 
         run = nnx.remat(run) if self.spec.remat == "full" else run
         for i in range(self.spec.layers):
+            yield x_NxD
             x_NxD = run(self.layers[str(i)], x_NxD)
-        return self.ln_final(x_NxD).reshape(batch, length, -1)
+        yield x_NxD

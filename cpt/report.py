@@ -34,6 +34,7 @@ def define_flags() -> None:
     flags.DEFINE_list("workdir", [], "run directory; several as D1,D2,... or with * and ?")
     flags.DEFINE_string("out", None, "the page to write (default: report.html in the run directory)")
     flags.DEFINE_string("sort", None, "number of summary.json to sort several runs by, e.g. sets.pile.forgetting")
+    flags.DEFINE_string("reference", None, "run directory that several are measured against, a joint training, say")
     flags.DEFINE_string("export", None, "folder for CSV, LaTeX, PNG and SVG of the same")
     flags.DEFINE_bool("follow", False, f"write the page again every {FOLLOW_S:.0f} s until the runs are finished")
     flags.DEFINE_string("list", None, "folder of runs: print what is there and how far each is")
@@ -50,32 +51,40 @@ def main(argv: list[str]) -> None:
 
         Console(highlight=False).print(run_table(Path(given.list).expanduser()))
         return
-    print(f"report: {make(given.workdir, given.out, given.sort)}")
+    print(f"report: {make(given.workdir, given.out, given.sort, reference=given.reference)}")
     if given.export:
         from cpt.reports.export import export  # matplotlib takes its time
 
         files = export(compared(directories(given.workdir), given.sort), Path(given.export).expanduser())
         print(f"exported {len(files)} files to {given.export}")
     if given.follow:
-        follow(given.workdir, given.out, given.sort)
+        follow(given.workdir, given.out, given.sort, given.reference)
 
 
-def make(workdirs: list[str], out: str | None, sort: str | None = None, again_s: float | None = None) -> Path:
-    """The page of one run or of several; returns its path. `again_s`: see `write_report`.
+def make(
+    workdirs: list[str],
+    out: str | None,
+    sort: str | None = None,
+    again_s: float | None = None,
+    reference: str | None = None,
+) -> Path:
+    """The page of one run or of several; returns its path. The rest is as in `write_comparison`.
 
     Raises:
       ConfigError: no run directory given, several without `out`, or `sort` is no number of theirs.
       RunError: a folder is missing or no run directory, or a file cannot be read or written.
     """
     dirs = directories(workdirs)
-    if len(dirs) == 1:
+    if len(dirs) == 1 and not reference:
         return write_report(dirs[0], Path(out) if out else None, again_s=again_s)
     if not out:
         raise ConfigError(f"--out: required to compare {len(dirs)} runs; e.g. --out=answer.html")
-    return write_comparison(dirs, Path(out), sort, again_s)
+    return write_comparison(dirs, Path(out), sort, again_s, Path(reference) if reference else None)
 
 
-def follow(workdirs: list[str], out: str | None, sort: str | None, every_s: float = FOLLOW_S) -> None:
+def follow(
+    workdirs: list[str], out: str | None, sort: str | None, reference: str | None = None, every_s: float = FOLLOW_S
+) -> None:
     """Write the page again whenever rows were added, until all the runs are finished; a browser follows.
 
     Ctrl-C ends it.
@@ -86,7 +95,7 @@ def follow(workdirs: list[str], out: str | None, sort: str | None, every_s: floa
             runs = [read_run(d) for d in directories(workdirs)]
             steps = [(r.last_step, r.plan.get("total_steps")) for r in runs]
             if steps != seen:
-                path, seen = make(workdirs, out, sort, every_s), steps
+                path, seen = make(workdirs, out, sort, every_s, reference), steps
                 told = ", ".join(f"{done:,} of {total:,}" if total else f"{done:,}" for done, total in steps[:8])
                 print(f"{time.strftime('%H:%M:%S')} {path}: {told}{' ...' if len(steps) > 8 else ''}", flush=True)
             if all(total is not None and done >= total for done, total in steps):

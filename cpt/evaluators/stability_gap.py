@@ -29,6 +29,8 @@ class StabilityGap:
       peak_tokens: tokens from the switch to that maximum.
       recovery_tokens: tokens from the switch to the first point at or after the peak with L <= L0 + eps; None if never.
       recovery_to_end_tokens: the same against L(end) + eps: when the curve had settled.
+      turning_tokens: the same against L0 itself, the turning length of arXiv 2505.07796: from there on the set gains
+        from the new data; None where it never does.
       area: integral of max(L - L0, 0) over tokens, nat·tokens.
       area_over_end: the same above L(end).
       transient: max L - L(end): the part that came back by itself.
@@ -41,6 +43,7 @@ class StabilityGap:
     peak_tokens: float
     recovery_tokens: float | None
     recovery_to_end_tokens: float | None
+    turning_tokens: float | None
     area: float
     area_over_end: float
     transient: float
@@ -66,6 +69,7 @@ def stability_gap(steps_T: np.ndarray, tokens_T: np.ndarray, loss_T: np.ndarray,
         peak_tokens=float(since_T[peak]),
         recovery_tokens=first_at_or_below(since_T, loss_T, loss_T[0] + eps, peak),
         recovery_to_end_tokens=first_at_or_below(since_T, loss_T, loss_T[-1] + eps, peak),
+        turning_tokens=first_at_or_below(since_T, loss_T, loss_T[0], peak),
         area=float(area_above(since_T, loss_T, loss_T[0])),
         area_over_end=float(area_above(since_T, loss_T, loss_T[-1])),
         transient=float(transient(loss_T)),

@@ -23,6 +23,7 @@ from cpt.evaluators.bootstrap import gap_intervals, resampled_losses
 from cpt.evaluators.branches import branch_rows
 from cpt.evaluators.domains import document_sums, domain_losses, tag_means
 from cpt.evaluators.forgetting import forgetting, forgetting_best, windowed_forgetting, windowed_plasticity, worst_case
+from cpt.evaluators.potential import loss_potential
 from cpt.evaluators.rows import Curve, RunFiles, plain, read_run, write_atomic
 from cpt.evaluators.stability_gap import stability_gap
 from cpt.evaluators.transfer import bwt, fwt, transfer_matrix
@@ -35,13 +36,15 @@ def summarise(run_dir: Path) -> dict[str, Any]:
     """The content of `summary.json` (JSON-able; None where a number is undefined).
 
     Keys: `name`, `finished`, `steps`, `tokens`, `sets`, `matrix` {phases, sets, loss}, `bwt`, `fwt`, `worst_case_loss`,
-    `tags` (see `tag_means`), `probes` {`probe.value`: first, last}, `eval_share` (of the time in the loop, what
-    evaluations took), `ledger` (totals, `exact`, and per phase the share of replay) and `branches` (see `branch_rows`).
-    A set has `domains` and `macro` (see `cpt.evaluators.domains`; None where it has one domain),
-    `learned_in`, `upstream`, `reference_step`, `reference_tokens`, `initial`, `final`, `forgetting`, `forgetting_ci95`,
-    `forgetting_best` (over the ends of phases), `over_best` (over all evaluations), `perplexity_change`,
-    `bits_per_byte` {initial, final} and `gap`: the fields of `StabilityGap`, `depth_ci95`, `area_ci95`,
-    `transient_ci95`, `windowed_forgetting`, `windowed_plasticity` and `window`.
+    `phases` (see `loss_potential`), `tags` (see `tag_means`), `probes` {`probe.value`: first, last}, `eval_share` (of
+    the time in the loop, what evaluations took), `ledger` (totals, `exact`, and per phase the share of replay) and
+    `branches` (see `branch_rows`).
+
+    A set has `learned_in`, `upstream`, `reference_step`, `reference_tokens`, `initial`, `final`, `forgetting`,
+    `forgetting_ci95`, `forgetting_best` (over the ends of phases), `over_best` (over all evaluations),
+    `perplexity_change`, `bits_per_byte` {initial, final}, `domains` and `macro` (see `domain_losses`), and `gap`: the
+    fields of `StabilityGap`, `depth_ci95`, `area_ci95`, `transient_ci95`, `windowed_forgetting`,
+    `windowed_plasticity` and `window`.
 
     Raises:
       RunError: `run_dir` is no run directory or a file of it is damaged.
@@ -75,6 +78,7 @@ def summary_of(run: RunFiles) -> dict[str, Any]:
             "bwt": bwt(matrix, learned_row),
             "fwt": fwt(matrix, learned_row),
             "worst_case_loss": _worst_case_loss(run, sets),
+            "phases": loss_potential(run),
             "tags": tag_means(run),
             "probes": {n: _first_and_last(values_T) for n, (_, _, values_T) in run.probe_curves.items()},
             "eval_share": _eval_share(run.environment),

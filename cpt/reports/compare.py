@@ -15,21 +15,28 @@ from cpt.reports.page import render
 from cpt.reports.section import Section
 
 ROOM = "cpt.reports.comparisons"
-FIRST = ("trade_off", "seeds", "runs", "probes", "curves", "ledger")
+FIRST = ("trade_off", "seeds", "reference", "runs", "probes", "curves", "ledger")
 
 
-def write_comparison(run_dirs: list[Path], out: Path, sort: str | None = None, again_s: float | None = None) -> Path:
+def write_comparison(
+    run_dirs: list[Path],
+    out: Path,
+    sort: str | None = None,
+    again_s: float | None = None,
+    reference: Path | None = None,
+) -> Path:
     """Write the page that compares the runs to `out`. The run directories are only read.
 
     Args:
       sort: path in `summary.json` by which the runs are sorted, e.g. `sets.pile.forgetting`.
       again_s: seconds after which a browser loads the page again while a run is unfinished.
+      reference: run directory that the others are measured against.
 
     Raises:
       RunError: a folder is no run directory, is named twice, or `out` cannot be written.
       ConfigError: `sort` is no number of the summaries.
     """
-    comparison = compared(run_dirs, sort)
+    comparison = compared(run_dirs, sort, reference)
     names = list(comparison.runs)
     told = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
     again_s = None if all(r.summary["finished"] for r in comparison.runs.values()) else again_s

@@ -31,6 +31,7 @@ class Comparison:
       fields: config fields that are not the same in all runs: field -> run -> text.
       styles: line style of each run.
       sort: path in `summary.json` by which the runs are sorted, smallest first; None keeps the order given.
+      reference: a run that the others are measured against, trained on everything at once, say; None for none.
       one_tokenizer: whether a token is the same in all runs, so that their losses per token can be compared.
     """
 
@@ -40,6 +41,7 @@ class Comparison:
     styles: dict[str, dict[str, Any]]
     sort: str | None
     one_tokenizer: bool
+    reference: RunFiles | None = None
 
     @property
     def sets(self) -> list[str]:
@@ -47,7 +49,7 @@ class Comparison:
         return list(dict.fromkeys(name for run in self.runs.values() for name in run.curves))
 
 
-def compared(run_dirs: list[Path], sort: str | None = None) -> Comparison:
+def compared(run_dirs: list[Path], sort: str | None = None, reference: Path | None = None) -> Comparison:
     """The comparison of some run directories, which are only read.
 
     Raises:
@@ -66,7 +68,8 @@ def compared(run_dirs: list[Path], sort: str | None = None) -> Comparison:
         named = dict(sorted(named.items(), key=lambda item: np.nan_to_num(values[item[0]], nan=np.inf)))
     fields = differing({n: r.config for n, r in named.items()})
     tokenizers = {str(r.environment.get("tokenizer") or (r.config.get("tokenizer") or "")) for r in named.values()}
-    return Comparison(named, groups, fields, style(named), sort, len(tokenizers) == 1)
+    against = None if reference is None else read_run(reference)
+    return Comparison(named, groups, fields, style(named), sort, len(tokenizers) == 1, against)
 
 
 def differing(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:

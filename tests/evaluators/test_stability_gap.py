@@ -22,6 +22,11 @@ def test_golden_curve():
     assert (g.worst, g.recovery_to_end_tokens) == pytest.approx((2.45, 88))
 
 
+def test_the_turning_length_is_where_the_loss_falls_below_its_start():
+    assert measure(TOKENS, LOSS).turning_tokens is None
+    assert measure([0, 1, 2], [2.0, 2.4, 1.8]).turning_tokens == pytest.approx(1 + 0.4 / 0.6)
+
+
 def test_area_over_the_end_in_both_conventions():
     assert area_above(TOKENS, LOSS, 2.04, "evaluation") == pytest.approx(24.35)
     # The first segment runs from -.04 to .26: only 10 * .26 / .30 of it lies above.

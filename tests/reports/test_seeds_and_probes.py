@@ -1,6 +1,7 @@
 """Runs that differ in their seed together, probes and domains as columns, sorting, following, exporting, listing."""
 
 import csv
+import html
 import json
 import re
 import threading
@@ -11,6 +12,7 @@ from synthetic_run import write_run
 
 from cpt import report
 from cpt.errors import ConfigError, RunError
+from cpt.evaluators.intransigence import intransigence
 from cpt.evaluators.summary import summarise
 from cpt.reports.compare import write_comparison
 from cpt.reports.comparison import compared
@@ -139,6 +141,35 @@ def test_means_over_the_sets_of_a_tag(finished_run):
     assert tags["old"]["micro"] == pytest.approx({"before": sets["pile"]["initial"], "after": sets["pile"]["final"]})
 
 
+# ---- a reference ----
+def test_intransigence_is_what_the_reference_learned_and_the_run_did_not(seeds, tmp_path):
+    joint = write_run(tmp_path / "joint", lasting=-0.3, steps=100, seed=7)
+    run, ref = (compared([p]).runs[p.name] for p in (seeds[0], joint))
+    rows = {r["set"]: r for r in intransigence(run, ref)}
+    best = {n: ref.curves[n].loss[-1] for n in ref.curves}
+    assert rows["pile"]["intransigence"] == run.curves["pile"].loss[run.curves["pile"].steps == 100][0] - best["pile"]
+    new = run.curves["slimpajama"].loss[-1] - best["slimpajama"]
+    assert rows["slimpajama"]["intransigence"] == rows["slimpajama"]["distance"] == new
+    assert rows["pile"]["distance"] == run.curves["pile"].loss[-1] - best["pile"]
+    page = write_comparison(seeds[:2], tmp_path / "a.html", reference=joint)
+    assert "Beside the reference" in text_of(page) and f"+{rows['pile']['intransigence']:.3f}" in text_of(page)
+
+
+def test_a_reference_that_lacks_a_set_is_named(seeds, tmp_path):
+    other = write_run(tmp_path / "other", old="books", steps=100)
+    text = text_of(write_comparison(seeds[:1], tmp_path / "a.html", reference=other))
+    assert "other did not evaluate 'pile' (it has: books, slimpajama)" in html.unescape(text)
+    with pytest.raises(RunError, match="nowhere: no such run directory"):
+        write_comparison(seeds[:1], tmp_path / "a.html", reference=tmp_path / "nowhere")
+
+
+def test_loss_potential_is_the_last_rate_over_the_highest(finished_run):
+    rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
+    for phase, part in zip(summarise(finished_run)["phases"], (rows[:300], rows[300:]), strict=True):
+        rates = [r["lr"] for r in part]
+        assert phase["loss_potential"] == rates[-1] / max(rates) and phase["peak_lr"] == max(rates)
+
+
 # ---- export ----
 def test_export_has_every_number_and_figures(seeds, tmp_path):
     with_probes(seeds[0], [(0, {"x": 1.5})])
@@ -176,7 +207,7 @@ def test_a_run_is_followed_until_it_is_finished(tmp_path, monkeypatch):
     run, whole = write_run(tmp_path / "r", until=320), write_run(tmp_path / "whole")
     pages = []
     monkeypatch.setattr(report, "make", lambda *given: pages.append(given) or write_report(run, again_s=given[3]))
-    follower = threading.Thread(target=report.follow, args=([str(run)], None, None, 0.05))
+    follower = threading.Thread(target=report.follow, args=([str(run)], None, None, None, 0.05))
     follower.start()
     page = run / "report.html"
     for _ in range(600):

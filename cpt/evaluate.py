@@ -4,14 +4,18 @@
   python -m cpt.evaluate --workdir=runs/demo-3f9c2a71 --steps=every:100 --sets=pile
   python -m cpt.evaluate --workdir=runs/demo-3f9c2a71 --config=more_sets.py       # sets and probes of another recipe
   python -m cpt.evaluate --workdir=runs/demo-3f9c2a71 --again                     # does it give the loop's digits?
+  python -m cpt.evaluate --workdir=runs/demo-3f9c2a71 --harness=lambada_openai,sciq --steps=0,600
+  python -m cpt.evaluate --models='pythia-160m-step*' --config=sets.py --out=evaluated/pythia
   python -m cpt.evaluate --list                                                   # the probes that there are
 
 Stopped and run again it goes on where it was. The rows go to the run's eval.jsonl and probes.jsonl, beside those of the
-loop and with the name of their checkpoint, and its report is made again.
+loop and with the name of their checkpoint, and its report is made again. Hugging Face directories are evaluated on the
+sets of a recipe, into a folder that is reported on like a run. Tasks of lm-evaluation-harness need the extra `harness`.
 """
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +30,7 @@ from cpt.errors import ConfigError, RunError
 from cpt.rooms import show_rooms
 
 if TYPE_CHECKING:
-    from cpt.training.evaluating import Done
+    from cpt.training.evaluation_rows import Done
 
 
 def define_flags() -> None:
@@ -37,6 +41,13 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file(
         "config", None, "Recipe with further sets, probes and sources.", lock_config=False, accept_new_attributes=True
     )
+    flags.DEFINE_list("models", [], "Hugging Face directories, separated by commas, or with * and ?.")
+    flags.DEFINE_string("out", None, "Folder for the rows of --models.")
+    flags.DEFINE_integer("tokens_per_step", 1, "Tokens per step of --models, whose step is the number in their name.")
+    flags.DEFINE_list("harness", [], "Tasks of lm-evaluation-harness; sets and probes are then only those of --sets.")
+    flags.DEFINE_string("tasks", None, "Folder of further task files (YAML).")
+    flags.DEFINE_integer("num_fewshot", None, "Solved examples in each prompt; what each task says by default.")
+    flags.DEFINE_integer("limit", None, "Ask only the first so many documents of each task.", lower_bound=1)
     flags.DEFINE_bool("again", False, "Also what the loop evaluated, and say whether the digits are the same.")
     flags.DEFINE_bool("list", False, "Show the probes that there are.")
 
@@ -48,24 +59,44 @@ def main(argv: list[str]) -> None:
     if given.list:
         show_rooms({"evaluation.probes.<name>.kind": "cpt.evaluators.probes"})
         return
-    if not given.workdir:
-        raise ConfigError("--workdir: required, e.g. --workdir=runs/demo-3f9c2a71 (see --help)")
-    workdir, wanted = Path(given.workdir), steps_of(given.steps)
-    added: RunSpec | None = None
+    recipe: RunSpec | None = None
     if given.config is not None:
-        added = load(given.config, config_flags.get_override_values(given["config"]))
+        recipe = load(given.config, config_flags.get_override_values(given["config"]))
+    if bool(given.workdir) == bool(given.models):
+        raise ConfigError("--workdir or --models: give one, e.g. --workdir=runs/demo-3f9c2a71 (see --help)")
+    if given.models and (recipe is None or not given.out):
+        raise ConfigError("--models: needs --config, a recipe with the sets, and --out, a folder for the rows")
+    wanted, models = steps_of(given.steps), [path for entry in given.models for path in _expand(entry)]
     from cpt.reports.page import write_report
-    from cpt.training.evaluating import evaluate_run  # starts JAX
+    from cpt.training.benchmarks import Benchmarks  # starts JAX
+    from cpt.training.evaluating import evaluate_run
+    from cpt.training.evaluating_models import evaluate_models
 
+    folder, names = Path(given.workdir or given.out), given.sets or None
+    tasks_folder = Path(given.tasks) if given.tasks else None
+    benchmarks = Benchmarks(tuple(given.harness), tasks_folder, given.num_fewshot, given.limit)
+    asked = benchmarks if given.harness else None
     console = Console(highlight=False)
     say = lambda line: console.print(line, soft_wrap=True, markup=False)  # noqa: E731
     with _bar(console) as progress:
-        done = evaluate_run(workdir, wanted, given.sets or None, added, given.again, say, progress)
+        if given.models:
+            done = evaluate_models(models, recipe, folder, names, say, asked, given.tokens_per_step, progress)
+        else:
+            done = evaluate_run(folder, wanted, names, recipe, given.again, say, asked, progress)
     for line in told(done):
         say(line)
-    say(f"report: {write_report(workdir)}")
+    say(f"report: {write_report(folder)}")
     if done.unequal:
-        raise RunError(f"{workdir}: {len(done.unequal)} rows differ from the loop's; first {done.unequal[0]}")
+        raise RunError(f"{folder}: {len(done.unequal)} rows differ from the loop's; first {done.unequal[0]}")
+
+
+def _expand(entry: str) -> list[Path]:
+    """A pattern stands for the directories it matches."""
+    if Path(entry).exists() or not glob.has_magic(entry):
+        return [Path(entry)]
+    if not (found := [Path(p) for p in sorted(glob.glob(entry)) if Path(p).is_dir()]):
+        raise RunError(f"--models={entry}: matches no directory")
+    return found
 
 
 def steps_of(text: str) -> Callable[[list[int]], list[int]]:

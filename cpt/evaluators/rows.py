@@ -21,7 +21,7 @@ import numpy as np
 from cpt.errors import RunError
 
 Row = dict[str, Any]
-_MARKS_OF_A_RUN = ("plan.json", "config.json", "metrics.jsonl", "eval.jsonl", "summary.json")
+_MARKS_OF_A_RUN = ("models.json", "plan.json", "config.json", "metrics.jsonl", "eval.jsonl", "summary.json")
 
 
 @dataclass(frozen=True)

@@ -97,8 +97,9 @@ def write_summary(run_dir: Path) -> dict[str, Any]:
 
 def reference_step(run: RunFiles, set_name: str) -> int:
     """The step whose loss is L0 of this set: the end of the phase that learned it, or the start of the last phase."""
-    if not run.phases:
-        return 0
+    if not run.phases:  # a row of models that are no run of ours: the first of them
+        curve = run.curves.get(set_name)
+        return 0 if curve is None else int(curve.steps[0])
     last = len(run.phases) - 1
     learned = run.learned_in(set_name)
     return run.phases[last if learned is None or learned == last else learned + 1]["first_step"]

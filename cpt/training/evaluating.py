@@ -10,55 +10,33 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import NamedSharding
 
 from cpt.config import EvaluationSpec, RunSpec
 from cpt.data.preparing import open_sources
+from cpt.data.tokenizers._base import Tokenizer
 from cpt.errors import ConfigError, DataError, RunError, nearest
-from cpt.evaluators.rows import read_run, write_atomic
+from cpt.evaluators.rows import write_atomic
 from cpt.models import base
 from cpt.optimizers import building as optimizers
 from cpt.plan import RunPlan
 from cpt.sections import to_dict
+from cpt.training.benchmarks import Benchmarks
 from cpt.training.checkpoint import Checkpoints, DamagedCheckpoint, Saved, restore
 from cpt.training.evaluation import Evaluation, build_evaluation
+from cpt.training.evaluation_rows import Done, Missing, Writer
 from cpt.training.feed import Data, check_data, decided_mix, host_batches
-from cpt.training.logs import JsonLines, mend
 from cpt.training.loop import abstract_state, params_at
 from cpt.training.merging import KINDS
-from cpt.training.recorder import IN_LOOP, probe_values
 from cpt.training.sharding import BATCH, make_mesh
 from cpt.training.state import State
 from cpt.training.workdir import lock, stored_plan
 
 Say = Callable[[str], None]
-
-
-@dataclass
-class Done:
-    """What came of it.
-
-    Attributes:
-      rows: written, of sets and of probes.
-      checkpoints: that were restored.
-      compared, unequal: rows of the loop that were computed again, and those of them that differ.
-      skipped: damaged checkpoints.
-      restore_s, forward_s, wall_s: seconds in restoring (partly behind an evaluation), evaluating, and in all.
-    """
-
-    rows: int = 0
-    checkpoints: int = 0
-    compared: int = 0
-    unequal: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    restore_s: float = 0.0
-    forward_s: float = 0.0
-    wall_s: float = 0.0
 
 
 def evaluate_run(
@@ -68,15 +46,17 @@ def evaluate_run(
     added: RunSpec | None,
     again: bool,
     say: Say,
+    benchmarks: Benchmarks | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Done:
     """Evaluate checkpoints of the run in `workdir`; its `eval.jsonl` and `probes.jsonl` get the rows they lack.
 
     Args:
       wanted: picks steps from those that have a checkpoint.
-      names: sets and probes; None for all.
+      names: sets and probes; None for all, or for none where there are `benchmarks`.
       added: another recipe whose sets, probes and sources are evaluated as well.
       again: also what the loop evaluated at these steps, and compare.
+      benchmarks: tasks of lm-evaluation-harness to run on them.
       say, progress: get lines, and checkpoints done and all of them.
 
     Raises:
@@ -87,7 +67,7 @@ def evaluate_run(
     if (stored := stored_plan(workdir)) is None:
         raise RunError(f"{workdir}: no plan.json in it; give the directory of a run")
     plan = with_added(stored[0], added)
-    names = chosen(plan, names)
+    names = chosen(plan.spec.evaluation, names, benchmarks)
     with lock(workdir, say, ".evaluating", "evaluates"):
         checkpoints = Checkpoints(workdir / "checkpoints")
         by_step = {s.step: s for s in reversed(checkpoints.finished(KINDS))}
@@ -100,12 +80,14 @@ def evaluate_run(
             return done
         mesh = make_mesh(plan.spec.mesh, plan.spec.batch.sequences // plan.spec.batch.accumulate)
         abstract = abstract_state(base.build(plan.spec.model), optimizers.build(plan), mesh)
-        evaluation = _evaluation(plan, workdir, NamedSharding(mesh, BATCH), checkpoints, abstract, say)
+        batch, model = NamedSharding(mesh, BATCH), base.build(plan.spec.model)
+        evaluation, tokenizer = _evaluation(plan, workdir, model, batch, checkpoints, abstract, say)
         _note_origin(workdir, plan, stored[0], evaluation)
-        writer = _Writer(workdir, plan, evaluation, missing, done)
+        tasks = None if benchmarks is None else benchmarks.of(model, tokenizer, batch)
+        writer = Writer(workdir, plan.spec.evaluation, evaluation, missing, done, tasks)
         for saved, params in _one_ahead(todo, abstract, done, say):
-            begun = time.monotonic()
-            writer.write(saved, params)
+            begun, clock = time.monotonic(), plan.clock(saved.step)
+            writer.write({"step": saved.step, "tokens": clock.tokens, "phase": clock.phase}, str(saved), params)
             done.forward_s += time.monotonic() - begun
             done.checkpoints += 1
             progress(done.checkpoints, len(todo))
@@ -132,42 +114,29 @@ def with_added(plan: RunPlan, added: RunSpec | None) -> RunPlan:
     return replace(plan, spec=replace(spec, sources=merged["sources"], evaluation=evaluation))
 
 
-def chosen(plan: RunPlan, names: Sequence[str] | None) -> list[str]:
-    """Names of sets and probes, all of them for None; ConfigError for one that there is not."""
-    known = [*plan.spec.evaluation.sets, *plan.spec.evaluation.probes]
+def chosen(spec: EvaluationSpec, names: Sequence[str] | None, benchmarks: Benchmarks | None) -> list[str]:
+    """Names of sets, probes and benchmarks that are wanted; ConfigError for one that there is not."""
+    known = [*spec.sets, *spec.probes]
+    if benchmarks is not None:
+        return [*(chosen(spec, names, None) if names else ()), *benchmarks.names]
     for name in names or ():
         if name not in known:
             raise ConfigError(f"--sets={name}: no such set or probe{nearest(name, known)}  (there are: {known})")
     if not known:
-        raise ConfigError("the run has no evaluation sets; give a recipe that has some with --config")
+        raise ConfigError("there are no evaluation sets; give a recipe that has some with --config")
     return list(known if names is None else names)
 
 
-class Missing:
-    """What the rows of a run lack.
-
-    Args:
-      names: sets and probes that are wanted.
-      again: count rows of the loop as lacking.
-    """
-
-    def __init__(self, workdir: Path, names: Sequence[str], again: bool):
-        run = read_run(workdir)
-        self.names = names
-        self.loop = {(r["set"], r["step"]): r for r in run.evals if r["checkpoint"] == IN_LOOP}
-        counts = lambda row: row["checkpoint"] != IN_LOOP or not again  # noqa: E731
-        self._there = {(r["set"], r["step"]) for r in run.evals if counts(r)}
-        self._there |= {(r["probe"], r["step"]) for r in run.probes if counts(r)}
-
-    def at(self, step: int) -> list[str]:
-        """Sets and probes without a row at `step`."""
-        return [name for name in self.names if (name, step) not in self._there]
-
-
 def _evaluation(
-    plan: RunPlan, workdir: Path, batch: NamedSharding, checkpoints: Checkpoints, abstract: State, say: Say
-) -> Evaluation:
-    """The loop's evaluation, on its data opened anew."""
+    plan: RunPlan,
+    workdir: Path,
+    model: base.Model,
+    batch: NamedSharding,
+    checkpoints: Checkpoints,
+    abstract: State,
+    say: Say,
+) -> tuple[Evaluation, Tokenizer | None]:
+    """The loop's evaluation, on its data opened anew, and the tokenizer."""
     spec = plan.spec
     sources, tokenizer = open_sources(spec.sources, spec.tokenizer, Path(spec.stores), say)
     data = Data(sources, tokenizer)
@@ -176,8 +145,8 @@ def _evaluation(
         mix = decided_mix(plan, data, check_data(plan, data), workdir, plan.total_steps)
         return host_batches(plan, data, mix)[step]
 
-    restored = lambda step: params_at(checkpoints, step, abstract)  # noqa: E731
-    return build_evaluation(plan, data, base.build(spec.model), batch, batch_of, restored)
+    restored = lambda step: params_at(plan, checkpoints, step, model, abstract)  # noqa: E731
+    return build_evaluation(plan, data, model, batch, batch_of, restored), tokenizer
 
 
 def _one_ahead(todo: list[Saved], abstract: Any, done: Done, say: Say) -> Iterator[tuple[Saved, Any]]:
@@ -200,47 +169,6 @@ def _one_ahead(todo: list[Saved], abstract: Any, done: Done, say: Say) -> Iterat
                 say(f"checkpoint {saved} is damaged ({e}); left out")
                 continue
             yield saved, params
-
-
-class _Writer:
-    """Appends the rows of one checkpoint after the other, so that whoever kills it loses one."""
-
-    def __init__(self, workdir: Path, plan: RunPlan, evaluation: Evaluation, missing: Missing, done: Done):
-        self.plan, self.evaluation, self.missing, self.done = plan, evaluation, missing, done
-        files = [workdir / name for name in ("eval_sequences.jsonl", "eval.jsonl", "probes.jsonl")]
-        for file in files:
-            mend(file)
-        self.sequences, self.evals, self.probes = map(JsonLines, files)
-
-    def write(self, saved: Saved, params: Any) -> None:
-        step, due, clock = saved.step, self.missing.at(saved.step), self.plan.clock(saved.step)
-        at = {"step": step, "tokens": clock.tokens, "phase": clock.phase}
-        sets, probes = self.plan.spec.evaluation.sets, self.plan.spec.evaluation.probes
-        # A program is of all its sets, as in the loop, even where a part of their rows is there: that gives its bits.
-        kinds = [kind for kind in self.evaluation.losses if any(n in sets and sets[n].at == kind for n in due)]
-        for row, sums in self.evaluation.rows(jax.device_get(self.evaluation(params, kinds))):
-            if row["set"] in due:
-                row = {**at, **row, "checkpoint": str(saved)}
-                self.sequences.write({"step": step, **sums, "checkpoint": str(saved)})
-                self.evals.write(row)
-                self.done.rows += 1
-                self._compare(row)
-        for name in (n for n in due if n in probes):
-            values = probe_values(name, jax.device_get(self.evaluation.probe(name, params, step)))
-            self.probes.write({**at, "probe": name, "values": values, "checkpoint": str(saved)})
-            self.done.rows += 1
-
-    def _compare(self, row: dict[str, Any]) -> None:
-        """Note whether the loop wrote the same."""
-        theirs = self.missing.loop.get((row["set"], row["step"]))
-        if theirs is not None:
-            self.done.compared += 1
-            if any(row[k] != theirs[k] for k in ("nats", "tokens_scored", "bytes")):
-                self.done.unequal.append(f"{row['set']} at step {row['step']}: {row['nats']!r}, was {theirs['nats']!r}")
-
-    def close(self) -> None:
-        for f in (self.sequences, self.evals, self.probes):
-            f.close()
 
 
 def _note_origin(workdir: Path, plan: RunPlan, own: RunPlan, evaluation: Evaluation) -> None:

@@ -54,7 +54,7 @@ def initial_state(
         return state, saved.step, meta
     init = spec.init
     if init.from_run:
-        saved = _checkpoint_of(init)
+        saved = checkpoint_of(init)
         _check_same_model(Path(init.from_run), saved, spec, tokenizer.hash if tokenizer is not None else None)
         try:
             (params, opt_state), meta = restore(saved, abstract, params_only=not init.brings_optimizer)
@@ -70,7 +70,7 @@ def initial_state(
     return State(params, jax.jit(tx.init, out_shardings=shardings.opt_state)(params)), 0, None
 
 
-def _checkpoint_of(init: InitSpec) -> Saved:
+def checkpoint_of(init: InitSpec) -> Saved:
     """The checkpoint that `init` names: the newest, or the one of `init.step`."""
     kinds = FULL_KINDS if init.brings_optimizer else (*FULL_KINDS, "grid")
     finished = Checkpoints(Path(init.from_run) / "checkpoints").finished(kinds)

@@ -25,7 +25,7 @@ from cpt.training.checkpoint import FULL_KINDS, Checkpoints, DamagedCheckpoint, 
 from cpt.training.evaluation import build_evaluation
 from cpt.training.faults import reason
 from cpt.training.feed import Data, check_data, decided_mix, host_batches, identity, read_batches
-from cpt.training.initialise import initial_state
+from cpt.training.initialise import checkpoint_of, initial_state
 from cpt.training.progress import TrainingProgress
 from cpt.training.recorder import NonFinite, Recorder
 from cpt.training.sharding import BATCH, make_mesh, optimizer_shardings, parameter_shardings, put_batch
@@ -78,7 +78,7 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
     evaluation = build_evaluation(
         plan, data, model, NamedSharding(mesh, BATCH),
         batch_of=lambda step: host_batches(plan, data, ledger.mix)[step],
-        params_at=lambda step: params_at(checkpoints, step, abstract),
+        params_at=lambda step: params_at(plan, checkpoints, step, model, abstract),
     )  # fmt: skip
     progress = TrainingProgress(plan, console)
     with stopping_says_what_is_safe(checkpoints, workdir):
@@ -200,11 +200,24 @@ def phase_switches(plan: RunPlan, tx: Any, shardings: State) -> dict[int, Callab
     }
 
 
-def params_at(checkpoints: Checkpoints, step: int, abstract: State) -> Any:
-    """The parameters that the run had at `step`, from its checkpoints. Raises RunError where there are none."""
+def params_at(plan: RunPlan, checkpoints: Checkpoints, step: int, model: base.Model, abstract: State) -> Any:
+    """The parameters that the run had at `step`: from its checkpoints, or at step 0 from where it was initialised.
+
+    Raises:
+      RunError: there is no sound checkpoint of that step.
+    """
     checkpoints.wait()
-    saved = next((s for s in checkpoints.finished((*FULL_KINDS, "grid")) if s.step == step), None)
-    if saved is None:
+    init = plan.spec.init
+    if step == 0 and not init.from_run:
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
+        return jax.jit(model.init, out_shardings=shardings)(jax.random.key(plan.spec.seed))
+    found = [s for s in checkpoints.finished((*FULL_KINDS, "grid")) if s.step == step]
+    if init.from_run and init.what == "all":  # a child's past is its parent's
+        parent = Checkpoints(Path(init.from_run) / "checkpoints")
+        found += [s for s in parent.finished((*FULL_KINDS, "grid")) if s.step == step]
+    elif step == 0:
+        found = [checkpoint_of(init)]
+    if (saved := next(iter(found), None)) is None:
         raise RunError(f"{checkpoints.directory}: no checkpoint of step {step}, which a probe compares with")
     try:
         return restore(saved, abstract, params_only=True)[0].params

@@ -177,18 +177,18 @@ def test_killed_anywhere_it_goes_on(run, monkeypatch, kill):
     class Killed(BaseException):
         pass
 
-    original, left = evaluating._Writer.write, kill
+    original, left = evaluating.Writer.write, kill
 
-    def dying(self, saved, params):
+    def dying(self, at, checkpoint, params):
         nonlocal left
         if left == 0:
             with self.evals.path.open("a") as f:
                 f.write('{"step": 4, "se')  # in the middle of a line
             raise Killed
         left -= 1
-        original(self, saved, params)
+        original(self, at, checkpoint, params)
 
-    monkeypatch.setattr(evaluating._Writer, "write", dying)
+    monkeypatch.setattr(evaluating.Writer, "write", dying)
     with pytest.raises(Killed):
         evaluated(run, again=True)
     monkeypatch.undo()
@@ -264,7 +264,7 @@ def test_the_command(run):
     assert "10 of 10 rows equal those of the loop bit for bit" in done.stdout and "report:" in done.stdout
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
     assert "nothing is missing: every checkpoint has its rows" in again.stdout
-    for flags, says in ((["--workdir=nowhere"], "no plan.json in it"), ([], "--workdir: required")):
+    for flags, says in ((["--workdir=nowhere"], "no plan.json in it"), ([], "--workdir or --models: give one")):
         failed = subprocess.run([*command[:3], *flags], cwd=ROOT, capture_output=True, text=True, env=env)
         assert failed.returncode == 2 and says in failed.stderr and failed.stderr.count("\n") == 1
     listed = subprocess.run([*command[:3], "--list"], cwd=ROOT, capture_output=True, text=True, env=env)

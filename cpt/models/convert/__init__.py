@@ -55,6 +55,13 @@ def read(folder: str | Path, place: Callable[[Keys, np.ndarray], Any] | None = N
         return spec, fill(layout, spec, config, weights, place)
 
 
+def read_spec(folder: str | Path) -> ModelSpec:
+    """The spec of the model in a Hugging Face directory, from its `config.json` alone; raises what `read` does."""
+    folder = Path(folder).expanduser()
+    config = _config(folder)
+    return _layout(config.get("model_type"), f"{folder / CONFIG}: model_type").read_spec(config, folder / CONFIG)
+
+
 def write(
     folder: str | Path,
     spec: ModelSpec,

@@ -1,0 +1,69 @@
+"""Tasks of lm-evaluation-harness, run on whatever model is evaluated; their numbers are kept as those of probes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from cpt.data.tokenizers._base import Tokenizer
+from cpt.errors import ConfigError
+from cpt.models.base import Model
+from cpt.training.evaluation_rows import Tasks
+
+PREFIX = "harness/"
+
+
+@dataclass(frozen=True)
+class Benchmarks:
+    """What to ask.
+
+    Attributes:
+      tasks: names that the harness knows, or those of task files.
+      include_path: folder of further task files.
+      num_fewshot, limit: as in `cpt.evaluators.harness.run_tasks`.
+    """
+
+    tasks: tuple[str, ...]
+    include_path: Path | None = None
+    num_fewshot: int | None = None
+    limit: int | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """What their rows are called."""
+        return [f"{PREFIX}{task}" for task in self.tasks]
+
+    def of(self, model: Model, tokenizer: Tokenizer | None, batch: NamedSharding) -> Tasks:
+        """A function that runs tasks on parameters of `model`.
+
+        Args:
+          batch: sharding of a batch, whose axes split the rows of a pass.
+
+        Raises:
+          ConfigError: nobody knows the tokenizer; the harness is not installed.
+        """
+        from cpt.evaluators.harness import run_tasks
+        from cpt.evaluators.scored_windows import HarnessModel, model_scores
+
+        if tokenizer is None or tokenizer.eod_id is None:
+            raise ConfigError("--harness: needs a tokenizer; name one with tokenizer.kind=file and tokenizer.path")
+        devices = int(np.prod([batch.mesh.shape[axis] for axis in batch.spec[0]]))
+        replicated = NamedSharding(batch.mesh, PartitionSpec())
+
+        def run(params: Any, names: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
+            scores = model_scores(model, params, batch)
+            whole = lambda windows: jax.device_put(scores(windows), replicated)  # noqa: E731
+            rows = -(-16 // devices) * devices
+            asked = HarnessModel(whole, tokenizer, model.spec.context, rows)
+            tasks = [name.removeprefix(PREFIX) for name in names]
+            found = run_tasks(asked, tasks, self.include_path, self.num_fewshot, self.limit)
+            # A tag stands for its tasks and has no numbers of its own; its row says that it was asked.
+            return {f"{PREFIX}{task}": found.get(task, {}) for task in dict.fromkeys([*tasks, *found])}
+
+        return run

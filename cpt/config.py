@@ -222,7 +222,10 @@ class GuardSpec:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything a run is made of. `order` states the order of the phases; a `ConfigDict` has none."""
+    """Everything a run is made of. `order` states the order of the phases; a `ConfigDict` has none.
+
+    `loggers` are where scalars go beside the files of the run: `tensorboard`, `wandb`, `mlflow`, or your own.
+    """
 
     name: str
     model: ModelSpec
@@ -242,6 +245,7 @@ class RunSpec:
     seed: int = 0
     stores: str = "stores"
     notice: str = ""
+    loggers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self):
         for name in self.order:
@@ -289,7 +293,7 @@ def _counts(spec: RunSpec) -> Iterator[tuple[str, int | None, int]]:
 
 
 # How a run is carried out, not what it computes (up to the order of sums): no part of its identity.
-EXECUTION_FIELDS = ("mesh", "stores", "notice", "batch.accumulate")
+EXECUTION_FIELDS = ("mesh", "stores", "notice", "loggers", "batch.accumulate")
 
 
 def identity(spec: RunSpec) -> dict[str, Any]:

@@ -21,7 +21,20 @@ from cpt.registry import available, find
 from cpt.reports.section import Figure, Html, Section
 
 ROOM = "cpt.reports.sections"
-FIRST = ("answer", "losses", "branches", "gap", "matrix", "domains", "probes", "mix", "sources", "throughput", "plan")
+FIRST = (
+    "answer",
+    "losses",
+    "branches",
+    "gap",
+    "matrix",
+    "loss_to_loss",
+    "domains",
+    "probes",
+    "mix",
+    "sources",
+    "throughput",
+    "plan",
+)
 LAST = ("records",)
 ASSETS = Path(__file__).parent / "assets"
 

@@ -22,8 +22,10 @@ from cpt.data.ledger import Ledger
 from cpt.errors import RunError
 from cpt.evaluators.rows import write_atomic
 from cpt.plan import RunPlan
+from cpt.sections import to_dict
 from cpt.training.evaluation import Evaluation
-from cpt.training.logs import Board, JsonLines, cut
+from cpt.training.loggers import LoggerFacts, open_loggers
+from cpt.training.logs import JsonLines, cut
 from cpt.training.state import Sums
 
 IN_LOOP = "in-loop"  # the `checkpoint` of an evaluation made while training
@@ -67,7 +69,9 @@ class Recorder:
         self.evals = JsonLines(workdir / "eval.jsonl")
         self.sequences = JsonLines(workdir / "eval_sequences.jsonl")
         self.probes = JsonLines(workdir / "probes.jsonl") if plan.spec.evaluation.probes else None
-        self.board = Board(workdir / "tensorboard", step)
+        say = lambda line: progress.console.print(line, highlight=False, soft_wrap=True)  # noqa: E731
+        facts = LoggerFacts(workdir, plan.name, plan.hash, to_dict(plan.spec), step, say)
+        self.board = open_loggers(plan.spec.loggers, facts)
         self.skipped_in_a_row = skipped_in_a_row
         self.busy_s = {"step": 0.0, "eval": 0.0, "data": 0.0}
         self._pending: deque[tuple] = deque()

@@ -20,6 +20,7 @@ from cpt.evaluators.rows import write_atomic
 from cpt.plan import RunPlan
 from cpt.training.branches import branch_plans, finished
 from cpt.training.feed import Data
+from cpt.training.loggers import check_loggers
 from cpt.training.loop import Outcome, train
 from cpt.training.selfcheck import selfcheck
 from cpt.training.workdir import prepare_workdir
@@ -33,6 +34,7 @@ def run_training(plan: RunPlan, workdir: Path, console: Console) -> Outcome:
     say = lambda line: console.print(line, highlight=False)  # noqa: E731
     if jax.process_count() > 1:
         raise RunError(f"{jax.process_count()} processes: training over several processes is not there yet; start one")
+    check_loggers(plan.spec.loggers)
     selfcheck()
     sources, tokenizer = open_sources(plan.spec.sources, plan.spec.tokenizer, Path(plan.spec.stores), say)
     data = Data(sources, tokenizer)

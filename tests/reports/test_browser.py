@@ -50,13 +50,13 @@ def test_report_draws_every_figure_silently(finished_run, tmp_path, dark):
     dom, console = opened(write_report(finished_run), tmp_path, *more)
     canvases, figures = drawn(dom)
     assert console == []
-    assert len(figures) == 6
+    assert len(figures) == 7
     assert all(canvases), canvases
     lines = [len(re.findall(r'class="js-line" d="M[^"]{20,}', f)) for f in figures]
-    assert [lines[0], lines[4]] == [3, 3]  # two sets and the rate; batch and two sources
+    assert [lines[0], lines[5]] == [3, 3]  # two sets and the rate; batch and two sources
     assert lines[1] >= 1
     assert len(re.findall(r'class="heatmap-label"', figures[2])) == 6
-    assert len(re.findall(r'<g class="point"><path', figures[3])) >= 5
+    assert len(re.findall(r'<g class="point"><path', figures[4])) >= 5
 
 
 def test_hostile_names_run_nothing(tmp_path):
@@ -64,7 +64,7 @@ def test_hostile_names_run_nothing(tmp_path):
     dom, console = opened(write_report(run), tmp_path)
     canvases, _ = drawn(dom)
     assert console == []
-    assert len(canvases) == 6 and all(canvases)
+    assert len(canvases) == 7 and all(canvases)
 
 
 def test_comparison_draws_every_figure_silently(tmp_path):
@@ -72,7 +72,7 @@ def test_comparison_draws_every_figure_silently(tmp_path):
     dom, console = opened(write_comparison(runs, tmp_path / "answer.html"), tmp_path)
     canvases, _ = drawn(dom)
     assert console == []
-    assert len(canvases) == 3 and all(canvases)
+    assert len(canvases) == 4 and all(canvases)
 
 
 def test_a_broken_script_would_be_noticed(finished_run, tmp_path):

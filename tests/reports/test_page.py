@@ -48,7 +48,7 @@ def page_of(path):
 def test_every_figure_is_there_with_its_words_and_its_data(finished_run):
     page = page_of(finished_run)
     plots = [a for a in page.all("div") if a.get("class") == "plot"]
-    assert len(plots) == 6  # losses, gap, matrix, mix, training loss, throughput
+    assert len(plots) == 7  # losses, gap, matrix, loss to loss, mix, training loss, throughput
     assert [a["id"] for a in plots] == [i for i, _ in page.scripts]
     assert all(len(a["aria-label"]) > 20 and a["role"] == "img" for a in plots)
     for _, spec in page.scripts:

@@ -22,7 +22,7 @@ from cpt.data.ids import IdFile
 from cpt.data.preparing import open_sources
 from cpt.errors import DataError, RunError
 from cpt.plan import resolve
-from cpt.training import checkpoint, faults, logs, loop, recorder, run, step, workdir
+from cpt.training import checkpoint, faults, logs, loop, run, step, workdir
 from cpt.training.feed import Data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,7 +128,7 @@ def test_a_row_or_plan_that_cannot_be_written_names_the_newest_checkpoint(root, 
         if step >= 5:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(recorder.Board, "scalar", full)
+    monkeypatch.setattr(logs.Board, "scalar", full)
     with pytest.raises(RunError, match=SAFE):
         train(config_of(root), into)
     monkeypatch.setattr(workdir.os, "replace", lambda *_: full(None, None, None, 9))

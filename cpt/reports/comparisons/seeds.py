@@ -36,7 +36,7 @@ def _title(differences: list[Row], comparison: Comparison) -> str:
         return "Over seeds"
     d = max(forgot, key=lambda d: abs(d["difference"]))
     more = "more" if d["difference"] > 0 else "less"
-    return f"{d['group']} forgets {d['set']} {more} than {d['baseline']}: {_around(d['difference'], d['ci95'])}"
+    return f"{d['group']} forgets {d['set']} {more} than {d['baseline']}: {_around(d['difference'], d['ci95'], True)}"
 
 
 def _lead(comparison: Comparison) -> str:

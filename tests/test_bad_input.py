@@ -140,7 +140,9 @@ COMMAND = {
     ),
     "recipe without a model": Case(("--config={tmp}/bare.py",), "config error", ("model.layers: required",)),
     "unknown size": Case(
-        ("--config={root}/configs/pile_to_slimpajama.py:99b",), "config error", (":99b: no such size", "tiny, dense, 410m")
+        ("--config={root}/configs/pile_to_slimpajama.py:99b",),
+        "config error",
+        (":99b: no such size", "tiny, dense, 410m"),
     ),
     "unknown flag": toy_case("--dry_rn", says=("'dry_rn'", "dry_run")),
     "not a flag": toy_case("resume", says=("resume: not understood", "--name=value")),

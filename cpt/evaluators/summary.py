@@ -147,6 +147,11 @@ def gap_cells(gap: dict[str, Any] | None) -> list[str]:
     return [fmt.nats(gap["depth"]), f"{fmt.tokens(gap['peak_tokens'])} tok", back, f"{fmt.tokens(gap['area'])} nat·tok"]
 
 
+def only_at_edges(run: RunFiles, set_name: str) -> bool:
+    """Whether a set is evaluated at the edges of phases only, where no excursion in between can be seen."""
+    return run.about(set_name).get("at") == "edges"
+
+
 def _set_summary(run: RunFiles, name: str) -> dict[str, Any]:
     curve, whole = after_switch(run, name), run.curves.get(name)
     learned = run.learned_in(name)
@@ -175,6 +180,8 @@ def _set_summary(run: RunFiles, name: str) -> dict[str, Any]:
     out["forgetting"] = forgetting(curve.loss[0], curve.loss[-1])
     out["forgetting_ci95"] = ci.get("forgetting")
     out["perplexity_change"] = math.expm1(out["forgetting"]) if out["forgetting"] < 700 else None
+    if only_at_edges(run, name):
+        return out
     out["gap"] = {
         **asdict(stability_gap(curve.steps, curve.tokens, curve.loss)),
         **{f"{key}_ci95": ci.get(key) for key in ("depth", "area", "transient")},
@@ -236,7 +243,8 @@ def _ledger(run: RunFiles) -> dict[str, Any]:
 def _worst_case_loss(run: RunFiles, sets: dict[str, Any]) -> float | None:
     last = len(run.phases) - 1
     current = [s["final"] for n, s in sets.items() if run.learned_in(n) == last]
-    old = [s["gap"] and s["gap"]["worst"] for s in sets.values() if s["upstream"]]
+    seen = {n: s for n, s in sets.items() if s["upstream"] and not only_at_edges(run, n)}
+    old = [s["gap"] and s["gap"]["worst"] for s in seen.values()]
     if not current or not old or None in current or None in old:
         return None
     return worst_case(float(np.mean(current)), old)

@@ -99,7 +99,7 @@ class TrainingProgress:
         for name, spec in self.plan.spec.evaluation.sets.items():
             learned = self.plan.learned_in(spec.source)
             before = phase.index > 0 and learned != phase.name if learned else "upstream" in spec.tags
-            if name in self._change and before:
+            if name in self._change and before and spec.at == "grid":
                 change, peak, at = self._change[name]
                 top = f" (peak {peak:+.2f} at {human(at)} tokens)" if peak > 0 else ""
                 old.append(f"  {name} {change:+.2f}{top}")

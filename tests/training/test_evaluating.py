@@ -98,6 +98,9 @@ def test_what_was_measured_is_in_the_summary(trained):
     first, *_, last = rows(trained[1], "probes.jsonl")
     assert summary["probes"]["norm.norm"] == {"first": first["values"]["norm"], "last": last["values"]["norm"]}
     assert set(summary["sets"]) == {"old", "new", "old_full", "new_full"}
+    full = summary["sets"]["old_full"]  # two points tell a change and no excursion
+    assert full["forgetting"] is not None and full["gap"] is None and summary["sets"]["old"]["gap"] is not None
+    assert summary["worst_case_loss"] is not None
 
 
 @pytest.mark.parametrize("stop", [12, 13, 18])

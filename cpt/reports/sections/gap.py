@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from cpt.evaluators import formatting as fmt
 from cpt.evaluators.rows import Curve, RunFiles
 from cpt.evaluators.stability_gap import StabilityGap, stability_gap
+from cpt.evaluators.summary import only_at_edges
 from cpt.reports.figures import INK, label, layout, line, names_of, rounded, style
 from cpt.reports.section import Figure, Section
 
@@ -27,7 +28,8 @@ class _Excursion:
 
 def gap(run: RunFiles) -> Section | None:
     """A plot per old set and later phase: the level at the switch, the peak, the way back, the area between."""
-    found = [e for name, curve in run.curves.items() for e in _excursions(run, name, curve)]
+    dense = {name: curve for name, curve in run.curves.items() if not only_at_edges(run, name)}
+    found = [e for name, curve in dense.items() for e in _excursions(run, name, curve)]
     if not found:
         return None
     styles = style(names_of(run))

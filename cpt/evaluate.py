@@ -129,10 +129,10 @@ def told(done: Done) -> list[str]:
     """What came of it, in words."""
     if not done.checkpoints and not done.skipped:
         return ["nothing is missing: every checkpoint has its rows"]
-    each = done.wall_s / max(done.checkpoints, 1)
+    each, restoring, evaluating = (t / max(done.checkpoints, 1) for t in (done.wall_s, done.restore_s, done.forward_s))
     lines = [
-        f"{done.rows} rows of {done.checkpoints} checkpoints in {done.wall_s:.1f} s: {each:.2f} s each, "
-        f"restoring took {done.restore_s / max(done.checkpoints, 1):.2f} s of it or was done meanwhile"
+        f"{done.rows} rows of {done.checkpoints} checkpoints in {done.wall_s:.1f} s: {each:.2f} s each, with "
+        f"{restoring:.2f} s of restoring and {evaluating:.2f} s of evaluating, one behind the other"
     ]
     if done.compared:
         same = done.compared - len(done.unequal)

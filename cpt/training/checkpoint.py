@@ -187,7 +187,7 @@ def restore(saved: Saved, abstract: State, params_only: bool = False) -> tuple[S
         arrays = reader.restore(
             saved.path, args=ocp.args.Composite(**{k: ocp.args.StandardRestore(t) for k, t in targets.items()})
         )
-        digests = jax.device_get(jax.jit(lambda tree: jax.tree.map(digest, tree))({k: arrays[k] for k in targets}))
+        digests = jax.device_get(_digests({k: arrays[k] for k in targets}))
     except Exception as e:  # Orbax and TensorStore raise a bare Exception for truncated data
         _raise_if_machine_fault(saved, e)
         raise DamagedCheckpoint(f"unreadable: {reason(e)}") from e
@@ -233,6 +233,9 @@ def digest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     first = bits * (position * np.uint32(2654435761) | np.uint32(1))
     second = bits * ((position ^ (position >> 15)) * np.uint32(2246822519) | np.uint32(1))
     return jnp.sum(first, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)
+
+
+_digests = jax.jit(lambda tree: jax.tree.map(digest, tree))  # one for all restores, which compile it once
 
 
 def _raise_if_machine_fault(saved: Saved, error: Exception) -> None:

@@ -1,11 +1,16 @@
 """Losses of fixed sets: rows from all over the split, the model as it was trained, sums that others can add."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -84,3 +89,76 @@ def test_with_masking_a_packed_row_is_its_documents_one_by_one(tmp_path, params,
     # The end of a document predicts the first token of the next from nothing but itself and its document.
     assert nats(row, END) == pytest.approx(alone([*first, second[0]]) + alone(second), rel=1e-5)
     assert abs(nats(row, None) - nats(row, END)) > 1e-4
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    documents = [[*rng.integers(1, 20, rng.integers(1, 9)), END] for _ in range(60)]
+    return source(tmp_path_factory.mktemp("corpus"), documents)
+
+
+BYTES = np.arange(20)
+
+
+@settings(max_examples=10)
+@given(st.lists(st.integers(1, 17), min_size=1, max_size=3), st.integers(1, 40), st.booleans())
+def test_the_numbers_do_not_depend_on_passes_padding_or_company(params, corpus, sizes, per_pass, masked):
+    """A set alone, a row at a time, against sets together, padded to passes of any size."""
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+    one_device, end = NamedSharding(mesh, PartitionSpec(("data", "fsdp"))), END if masked else None
+    sets = [take_set(f"s{i}", corpus, n, LENGTH, BYTES) for i, n in enumerate(sizes)]
+    together = SetLosses(MODEL, sets, per_pass, one_device, end)
+    for s, (row, sequences) in zip(sets, together.rows(np.asarray(together(params))), strict=True):
+        by_itself = SetLosses(MODEL, [s], 1, one_device, end)
+        ((wanted, each),) = by_itself.rows(np.asarray(by_itself(params)))
+        counts = ("set", "tokens_scored", "bytes")
+        assert {k: row[k] for k in counts} == {k: wanted[k] for k in counts}
+        assert row["tokens_scored"] == len(s.windows_RxM) * LENGTH and row["bytes"] == s.windows_RxM[:, 1:].sum()
+        assert row["nats"] == pytest.approx(wanted["nats"], rel=2e-7)
+        assert sequences["nats"] == pytest.approx(each["nats"], rel=1e-6)
+
+
+def test_bits_per_byte_are_those_of_the_definition(corpus, sharding):
+    """Golden: 2.5 nats per token, 1,000 tokens, 4,200 bytes."""
+    s = take_set("s", corpus, 20, LENGTH, BYTES)
+    made = SetLosses(MODEL, [s], 20, sharding)
+    windows = np.zeros((125, LENGTH + 1), np.int32)
+    made.sets = [SimpleNamespace(name="s", windows_RxM=windows, bytes_R=np.full(125, 4200 / 125))]
+    ((row, _),) = made.rows(np.full((1, 125), 2.5 * LENGTH))
+    assert row["tokens_scored"] == 1000 and row["loss"] == 2.5
+    assert row["bits_per_byte"] == pytest.approx(0.858747, abs=1e-6)
+
+
+ON_DEVICES = """
+import sys; sys.path[:0] = [{here!r}]
+import jax, json, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from pathlib import Path
+import test_losses as t
+corpus = t.source(Path({tmp!r}), [[*np.random.default_rng(i).integers(1, 20, 7), t.END] for i in range(40)])
+sets = [t.take_set(f"s{{n}}", corpus, n, t.LENGTH, t.BYTES) for n in (3, 10, 21)]
+params = t.MODEL.init(jax.random.key(0))
+for data, fsdp in ((1, 1), (2, 1), (1, 3), (2, 4)):
+    mesh = Mesh(np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp), ("data", "fsdp"))
+    losses = t.SetLosses(t.MODEL, sets, 6, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+    placed = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    print(json.dumps([row for row, _ in losses.rows(np.asarray(losses(placed)))]))
+"""
+
+
+@pytest.mark.slow
+def test_the_numbers_do_not_depend_on_the_devices(tmp_path):
+    code = ON_DEVICES.format(here=str(Path(__file__).parent), tmp=str(tmp_path))
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    first, *others = (json.loads(line) for line in done.stdout.splitlines())
+    assert len(others) == 3
+    for rows in others:
+        for row, wanted in zip(rows, first, strict=True):
+            assert row["nats"] == pytest.approx(wanted["nats"], rel=2e-7)
+            assert {**row, **dict.fromkeys(("nats", "loss", "bits_per_byte"))} == {
+                **wanted,
+                **dict.fromkeys(("nats", "loss", "bits_per_byte")),
+            }

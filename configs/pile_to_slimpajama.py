@@ -2,6 +2,7 @@
 
     python -m cpt.main --config=configs/pile_to_slimpajama.py            # a laptop, nothing prepared
     python -m cpt.main --config=configs/pile_to_slimpajama.py:dense      # the same run, every step after the switch
+    python -m cpt.main --config=configs/pile_to_slimpajama.py:probes     # and more than losses
     python -m cpt.main --config=configs/pile_to_slimpajama.py:410m       # the papers' recipe
 
 `:tiny` (the default) needs no data: English prose and Python code, both read from the running Python's standard
@@ -27,9 +28,11 @@ def get_config(size: str = "tiny"):
         return tiny()
     if size == "dense":
         return dense()
+    if size == "probes":
+        return probes()
     if size == "410m":
         return papers_410m()
-    raise ConfigError(f"--config=...:{size}: no such size  (sizes: tiny, dense, 410m)")
+    raise ConfigError(f"--config=...:{size}: no such size  (sizes: tiny, dense, probes, 410m)")
 
 
 def two_phases(tokens, *, peak, floor, warmup, evaluate):
@@ -90,6 +93,19 @@ def dense():
         sets[f"{name}_full"] = c.evaluation_set(**{**sets[name].to_dict(), "at": "edges"})
         sets[name].sequences = 8
     config.phases.slimpajama.evaluate = c.grid(dense=50, geometric=256, every=c.duration(steps=25))
+    return config
+
+
+def probes():
+    """`dense`, with everything that can be measured without further data."""
+    config = dense()
+    config.evaluation.probes = dict(
+        gradients=c.probe(kind="gradients", first=50, options=dict(old="pile")),
+        parameters=c.probe(kind="parameters", at="edges", first=1, options=dict(of=300)),
+        rank=c.probe(kind="rankme", at="edges", first=8),
+        copying=c.probe(kind="copy", at="edges", first=8),
+        spectrum=c.probe(kind="spectral_alignment", at="edges", first=8),
+    )
     return config
 
 

@@ -142,7 +142,7 @@ COMMAND = {
     "unknown size": Case(
         ("--config={root}/configs/pile_to_slimpajama.py:99b",),
         "config error",
-        (":99b: no such size", "tiny, dense, 410m"),
+        (":99b: no such size", "tiny, dense, probes, 410m"),
     ),
     "unknown flag": toy_case("--dry_rn", says=("'dry_rn'", "dry_run")),
     "not a flag": toy_case("resume", says=("resume: not understood", "--name=value")),

@@ -6,10 +6,13 @@ import types
 from pathlib import Path
 from runpy import run_path
 
+import jax.numpy as jnp
 import pytest
 
+from cpt import config as c
 from cpt.config import load
 from cpt.plan import resolve
+from cpt.registry import find
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -56,3 +59,12 @@ def test_its_schedule_and_its_mixer_work_by_dotted_name(examples):
     assert plan.lr(first) == plan.lr(first + 100) == plan.lr(first + 200) > plan.lr(first + 199)
     start, end = plan.phases[1].shares(0), plan.phases[1].shares(plan.phases[1].steps - 1)
     assert abs(start[0] / start[1] - 0.25) < 1e-9 and abs(end[0] / end[1] - 0.25 ** (1 / 3)) < 1e-9
+
+
+def test_its_probe_works_by_dotted_name(examples):
+    config = run_path(str(ROOT / "configs" / "pile_to_slimpajama.py"))["get_config"]()
+    config.evaluation.probes = {"mine": c.probe(kind="readme_methods:norm", at="grid")}
+    plan = resolve(load(config))
+    assert plan.probes_at(0) == ("mine",) and plan.probes_at(1) == ()
+    ask = find("cpt.evaluators.probes", plan.spec.evaluation.probes["mine"].kind, "x")(None)
+    assert float(ask({"a": jnp.array([3.0]), "b": {"c": jnp.array([[4.0]])}}, 7)["norm"]) == 5.0

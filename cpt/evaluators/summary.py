@@ -23,6 +23,7 @@ from cpt.evaluators.bootstrap import gap_intervals, resampled_losses
 from cpt.evaluators.branches import branch_rows
 from cpt.evaluators.domains import document_sums, domain_losses, tag_means
 from cpt.evaluators.forgetting import forgetting, forgetting_best, windowed_forgetting, windowed_plasticity, worst_case
+from cpt.evaluators.noise import kendall_tau, step_to_step_noise
 from cpt.evaluators.potential import loss_potential
 from cpt.evaluators.rows import Curve, RunFiles, plain, read_run, write_atomic
 from cpt.evaluators.stability_gap import stability_gap
@@ -42,7 +43,8 @@ def summarise(run_dir: Path) -> dict[str, Any]:
 
     A set has `learned_in`, `upstream`, `reference_step`, `reference_tokens`, `initial`, `final`, `forgetting`,
     `forgetting_ci95`, `forgetting_best` (over the ends of phases), `over_best` (over all evaluations),
-    `perplexity_change`, `bits_per_byte` {initial, final}, `domains` and `macro` (see `domain_losses`), and `gap`: the
+    `perplexity_change`, `bits_per_byte` {initial, final}, `domains` and `macro` (see `domain_losses`),
+    `noise` since the reference step {`kendall_tau`, `step_to_step`} (see `cpt.evaluators.noise`), and `gap`: the
     fields of `StabilityGap`, `depth_ci95`, `area_ci95`, `transient_ci95`, `windowed_forgetting`,
     `windowed_plasticity` and `window`.
 
@@ -170,6 +172,10 @@ def _set_summary(run: RunFiles, name: str) -> dict[str, Any]:
         "bits_per_byte": {
             "initial": None if curve is None else curve.bits_per_byte[0],
             "final": None if whole is None else whole.bits_per_byte[-1],
+        },
+        "noise": {
+            "kendall_tau": None if curve is None else kendall_tau(curve.loss),
+            "step_to_step": None if curve is None else step_to_step_noise(curve.loss),
         },
         "gap": None,
         **domain_losses(run, name, None if curve is None else int(curve.steps[0])),

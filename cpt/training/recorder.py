@@ -172,6 +172,9 @@ class Recorder:
             values = probe_values(name, given)
             row = {"step": step, "tokens": clock.tokens, "phase": clock.phase, "probe": name}
             self.probes.write({**row, "values": values, "checkpoint": IN_LOOP})
+            if values.get("warning") == 1.0:
+                told = ", ".join(f"{k} {v:.3g}" for k, v in values.items() if k != "warning")
+                self.progress.console.print(f"step {step}: the probe {name} warns ({told})", style="yellow")
             for key, value in values.items():
                 if math.isfinite(value):
                     self.board.scalar(f"probe/{name}/{key}", value, step)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 Probe = Callable[["Params", int], Mapping[str, float]]
 """`(params, step) -> values`: names of numbers to numbers, at the parameters after `step` updates; NaN where undefined.
 
-Values may be jax scalars; they are fetched later. Nothing in it may depend on what was asked before.
+Values may be jax scalars; they are fetched later. Nothing in it may depend on what was asked before. Where there is a
+value `warning` of 1.0 the run says so.
 """
 
 

@@ -76,12 +76,15 @@ def _means(rows: list[Row]) -> Any:
     cells: dict[tuple[str, str], dict[str, Row]] = {}
     for r in rows:
         cells.setdefault((r["group"], r["set"]), {})[r["quantity"]] = r
-    heads = ["config", "set", "seeds", "change", "std over seeds", "final", "gap depth", "gap area"]
+    heads = ["config", "set", "seeds", "change", "std over seeds", "final", "signal to noise", "gap depth", "gap area"]
     body = []
     for (group, name), by in cells.items():
         final, depth = (_around(by[q]["mean"], by[q]["ci95"]) for q in ("final", "depth"))
         change, std = by["forgetting"], fmt.nats(by["forgetting"]["std"])
-        row = [group, name, change["n"], _around(change["mean"], change["ci95"], True), std, final, depth]
+        # Madaan et al. 2024: mean over standard deviation of a loss.
+        ratio = by["final"]["mean"] / by["final"]["std"] if by["final"]["std"] else None
+        signal = fmt.DASH if ratio is None else f"{ratio:,.0f}"
+        row = [group, name, change["n"], _around(change["mean"], change["ci95"], True), std, final, signal, depth]
         body.append([*row, fmt.tokens(by["area"]["mean"])])
     return table(heads, body, "Means over seeds, nats per token (area: nat·tokens), ± half of the 95 % interval", 2)
 

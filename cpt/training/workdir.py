@@ -157,7 +157,15 @@ def _recorded(workdir: Path) -> bool:
 
 
 def _set_aside(workdir: Path, step: int, plan_hash: str) -> None:
-    """Move the parameter-only checkpoints beyond `step`, which the old plan trained, out of the new plan's way."""
+    """Move the parameter-only checkpoints beyond `step`, which the old plan trained, out of the new plan's way.
+
+    What was evaluated of them goes too: rows of two plans in one curve would be nobody's.
+    """
+    for name in ("eval.jsonl", "eval_sequences.jsonl", "probes.jsonl"):
+        if (file := workdir / name).exists():
+            *lines, _unfinished = file.read_text().split("\n")
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            write_atomic(file, "".join(line + "\n" for line in kept))
     for path in (workdir / "checkpoints" / "grid").glob("*"):
         if path.name.isdigit() and int(path.name) > step:
             aside = workdir / "checkpoints" / "superseded" / plan_hash[:8] / f"grid-{path.name}"

@@ -252,6 +252,17 @@ def test_a_store_that_changed_is_not_compared_with_the_one_before(run):
         evaluated(run)
 
 
+def test_what_a_superseded_plan_evaluated_goes_with_its_checkpoints(run, trained):
+    evaluated(run, again=True)
+    before = {name: rows(run, name) for name in NAMES}
+    config = config_of(trained[1].parent)
+    config.phases.second.lr.peak = 2e-2
+    workdir.claim(run, resolve(load(config)), 12)
+    for name in NAMES:
+        assert rows(run, name) == [r for r in before[name] if r["step"] <= 12] != before[name]
+    assert not (run / "checkpoints/grid/16").exists() and (run / "checkpoints/grid/8").exists()
+
+
 def test_two_at_a_time_are_refused(run):
     with workdir.lock(run, name=".evaluating"), pytest.raises(RunError, match="another process evaluates there"):
         evaluated(run)

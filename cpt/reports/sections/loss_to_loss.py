@@ -9,6 +9,7 @@ from cpt.errors import ConfigError
 from cpt.evaluators import formatting as fmt
 from cpt.evaluators.loss_to_loss import Fit, Pairs, fit, pairs_of, predict
 from cpt.evaluators.rows import RunFiles
+from cpt.evaluators.summary import only_at_edges
 from cpt.reports.figures import label, layout, line, names_of, rounded, style, thinned
 from cpt.reports.section import Figure, Section
 
@@ -22,8 +23,9 @@ def loss_to_loss(run: RunFiles) -> Section | None:
     if not run.phases:
         return None
     last, first = len(run.phases) - 1, run.phases[-1]["first_step"]
-    new = next((n for n in run.curves if run.learned_in(n) == last), None)
-    old = [n for n in run.curves if n != new and run.is_upstream(n)]
+    paths = [n for n in run.curves if not only_at_edges(run, n)]
+    new = next((n for n in paths if run.learned_in(n) == last), None)
+    old = [n for n in paths if n != new and run.is_upstream(n)]
     paths = {n: pairs for n in old if new and len((pairs := pairs_of(run, new, n, since=first)).x_N) > 1}
     if not paths:
         return None

@@ -81,9 +81,9 @@ def _means(rows: list[Row]) -> Any:
     for (group, name), by in cells.items():
         final, depth = (_around(by[q]["mean"], by[q]["ci95"]) for q in ("final", "depth"))
         change, std = by["forgetting"], fmt.nats(by["forgetting"]["std"])
-        # Madaan et al. 2024: mean over standard deviation of a loss.
-        ratio = by["final"]["mean"] / by["final"]["std"] if by["final"]["std"] else None
-        signal = fmt.DASH if ratio is None else f"{ratio:,.0f}"
+        mean, deviation = by["final"]["mean"], by["final"]["std"]
+        # Madaan et al. 2024: mean over standard deviation; what is below rounding is no deviation.
+        signal = fmt.value(mean / deviation) if deviation and deviation > 1e-9 * mean else fmt.DASH
         row = [group, name, change["n"], _around(change["mean"], change["ci95"], True), std, final, signal, depth]
         body.append([*row, fmt.tokens(by["area"]["mean"])])
     return table(heads, body, "Means over seeds, nats per token (area: nat·tokens), ± half of the 95 % interval", 2)

@@ -101,6 +101,14 @@ class Phase:
             (1 - replay) * mix.get(c.source, 0.0) if c.role == "new" else replay * c.part for c in self.columns
         )
 
+    def evaluates_at(self, step: int) -> bool:
+        """Whether the grid of the phase has its step `step`."""
+        return step in self._evaluated
+
+    @cached_property
+    def _evaluated(self) -> frozenset[int]:
+        return frozenset(self.eval_steps)
+
     def share_table(self) -> np.ndarray:
         """`shares` of every step, float64 `[steps, K]`; `[K]` where they never change.
 

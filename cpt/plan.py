@@ -97,7 +97,7 @@ class RunPlan:
     def evaluates_at(self, step: int) -> bool:
         """Whether the sets and probes of the grid are evaluated at `step`."""
         phase = self.phase_at(step)
-        return step - phase.first_step in set(phase.eval_steps) or self.is_edge(step)
+        return phase.evaluates_at(step - phase.first_step) or self.is_edge(step)
 
     def is_edge(self, step: int) -> bool:
         """Whether a phase begins or ends at `step`, or a branch leaves: there trunk and child are compared."""

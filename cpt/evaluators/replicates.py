@@ -142,7 +142,8 @@ def run_difference(a: RunFiles, b: RunFiles, set_name: str) -> dict[str, Differe
     """
     curves = [after_switch(run, set_name) for run in (a, b)]
     origins = [run.eval_sets.get(set_name) for run in (a, b)]
-    if None in curves or origins[0] != origins[1] or any(len(c.steps) < 2 for c in curves):
+    rows_of = [{k: (o or {}).get(k) for k in ("rows", "documents")} for o in origins]
+    if None in curves or rows_of[0] != rows_of[1] or any(len(c.steps) < 2 for c in curves):
         return None
     ends = [[run.sequences.get(set_name, {}).get(int(c.steps[i])) for i in (0, -1)]
             for run, c in zip((a, b), curves, strict=True)]  # fmt: skip
@@ -180,11 +181,17 @@ def _group(name: str, runs: dict[str, RunFiles]) -> Group:
     furthest = sorted(runs, key=lambda n: -runs[n].last_step)
     names: dict[Any, str] = {}
     for n in furthest:
-        names.setdefault(_config(runs[n]).get("seed", 0), n)
+        names.setdefault(_seed(_config(runs[n])), n)
     names = {seed: names[seed] for seed in sorted(names, key=lambda s: (not isinstance(s, int), s))}
     members = {seed: runs[n] if runs[n].summary else replace(runs[n], summary=summary_of(runs[n]))
                for seed, n in names.items()}  # fmt: skip
     return Group(name, members, names, tuple(n for n in runs if n not in names.values()))
+
+
+def _seed(config: dict[str, Any]) -> Any:
+    """Of a run; one that goes on from another is as random as both."""
+    own, theirs = config.get("seed", 0), _parent(str((config.get("init") or {}).get("from_run")))
+    return f"{_seed(theirs)}>{own}" if theirs else own
 
 
 def _config(run: RunFiles) -> dict[str, Any]:
@@ -200,7 +207,9 @@ def _fields(config: dict[str, Any], parents: dict[tuple, str]) -> dict[str, str]
     fields = flatten(config)
     if theirs := _parent(fields.get("init.from_run", "None")):
         key = tuple(sorted(_fields(theirs, parents).items()))
-        fields["init.from_run"] = parents.setdefault(key, Path(fields["init.from_run"]).name)
+        name = Path(fields["init.from_run"]).name
+        taken = [v for k, v in parents.items() if k != key]
+        fields["init.from_run"] = parents.setdefault(key, name if name not in taken else f"{name} #{len(parents) + 1}")
     return {k: v for k, v in fields.items() if not any(k == s or k.startswith(f"{s}.") for s in SAME_RUN)}
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from cpt.errors import RunError
 
 Row = dict[str, Any]
-_MARKS_OF_A_RUN = ("models.json", "plan.json", "config.json", "metrics.jsonl", "eval.jsonl", "summary.json")
+_MARKS_OF_A_RUN = ("plan.json", "models.json", "metrics.jsonl", "eval.jsonl", "summary.json")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class RunFiles:
         """Tokens trained on, as far as the rows tell."""
         return max((r["tokens"] for r in (*self.metrics, *self.evals)), default=0)
 
-    @property
+    @cached_property
     def set_names(self) -> list[str]:
         """Evaluation sets in the order of the plan, then any that only the rows know."""
         return list(dict.fromkeys([*(self.plan.get("sets") or {}), *(r["set"] for r in self.evals)]))

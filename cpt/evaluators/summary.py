@@ -27,7 +27,7 @@ from cpt.evaluators.noise import kendall_tau, step_to_step_noise
 from cpt.evaluators.potential import loss_potential
 from cpt.evaluators.rows import Curve, RunFiles, plain, read_run, write_atomic
 from cpt.evaluators.stability_gap import stability_gap
-from cpt.evaluators.transfer import bwt, fwt, transfer_matrix
+from cpt.evaluators.transfer import bwt, column_of, fwt, transfer_matrix
 
 WINDOW = 10
 """Evaluations per window of WF and WP; De Lange et al. 2023 report 10 and 100."""
@@ -200,8 +200,7 @@ def _set_summary(run: RunFiles, name: str) -> dict[str, Any]:
 
 def _forgetting_best(run: RunFiles, name: str) -> float | None:
     """Over the set's column of the matrix, as far as the phases have ended."""
-    column = [row[run.set_names.index(name)] for row in transfer_matrix(run)]
-    ends = [loss for loss in column if loss is not None]
+    ends = [loss for loss in column_of(run, name) if loss is not None]
     return forgetting_best(np.array(ends)) if len(ends) > 1 else None
 
 
@@ -211,7 +210,8 @@ def _intervals(run: RunFiles, name: str, curve: Curve) -> dict[str, list[float]]
     if sums is None or len(sums[0]) < 2:
         return {}
     nats_DxT, tokens_DxT = sums
-    return gap_intervals(curve.tokens, resampled_losses(nats_DxT, tokens_DxT))
+    found = gap_intervals(curve.tokens, resampled_losses(nats_DxT, tokens_DxT))
+    return {key: ci for key, ci in found.items() if np.isfinite(ci).all()}
 
 
 def _first_and_last(values_T: np.ndarray) -> dict[str, float | None]:

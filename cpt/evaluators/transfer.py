@@ -15,8 +15,14 @@ Matrix = list[list[float | None]]
 
 def transfer_matrix(run: RunFiles) -> Matrix:
     """`R[i][j]`: row 0 before training, row i after phase i; columns as `run.set_names`; None where not evaluated."""
+    columns = [column_of(run, name) for name in run.set_names]
+    return [list(row) for row in zip(*columns, strict=True)] or [[] for _ in range(len(run.phases) + 1)]
+
+
+def column_of(run: RunFiles, name: str) -> list[float | None]:
+    """The losses of one set before training and after each phase; None where not evaluated."""
     ends = [0, *(p["first_step"] + p["steps"] for p in run.phases)]
-    return [[_loss_at(run, name, step) for name in run.set_names] for step in ends]
+    return [_loss_at(run, name, step) for step in ends]
 
 
 def bwt(matrix: Matrix, learned_row: list[int | None]) -> float | None:

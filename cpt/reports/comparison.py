@@ -67,8 +67,9 @@ def compared(run_dirs: list[Path], sort: str | None = None, reference: Path | No
         # A run without the number comes last.
         named = dict(sorted(named.items(), key=lambda item: np.nan_to_num(values[item[0]], nan=np.inf)))
     fields = differing({n: r.config for n, r in named.items()})
-    tokenizers = {str(r.environment.get("tokenizer") or (r.config.get("tokenizer") or "")) for r in named.values()}
     against = None if reference is None else read_run(reference)
+    known = [*named.values(), *([against] if against else [])]
+    tokenizers = {str(r.environment.get("tokenizer") or (r.config.get("tokenizer") or "")) for r in known}
     return Comparison(named, groups, fields, style(named), sort, len(tokenizers) == 1, against)
 
 

@@ -15,7 +15,7 @@ from cpt.evaluators import formatting as fmt
 from cpt.evaluators.replicates import compare_groups, group_summary
 from cpt.evaluators.rows import write_atomic
 from cpt.reports.comparison import NAMED, Comparison
-from cpt.reports.comparisons.trade_off import pareto_front, trade
+from cpt.reports.comparisons.trade_off import pareto_front, trades_of
 
 Row = Mapping[str, Any]
 LINESTYLES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
@@ -40,7 +40,10 @@ def export(comparison: Comparison, folder: Path) -> list[Path]:
             out.append(write_atomic(folder / f"{name}.csv", as_csv(rows)))
             out.append(write_atomic(folder / f"{name}.tex", as_latex(rows)))
     out.append(write_atomic(folder / "curves.csv", as_csv(curve_rows(comparison))))
-    figures = {f"curves-{_file_name(name)}": _curves(comparison, name) for name in comparison.sets}
+    figures: dict[str, Figure] = {}
+    for i, name in enumerate(comparison.sets):
+        file = f"curves-{_file_name(name)}"
+        figures[file if file not in figures else f"{file}-{i}"] = _curves(comparison, name)
     if figure := _trade_off(comparison):
         figures["trade_off"] = figure
     for name, figure in figures.items():
@@ -127,16 +130,16 @@ def _curves(comparison: Comparison, set_name: str) -> Figure:
         if curve := run.curves.get(set_name):
             style = comparison.styles[name]
             y = curve.loss if comparison.one_tokenizer else curve.bits_per_byte
-            axes.plot(curve.tokens, y, color=style["color"], ls=LINESTYLES[style["dash"]], lw=1.2, label=name)
+            axes.plot(curve.tokens, y, color=style["color"], ls=LINESTYLES[style["dash"]], lw=1.2, label=_plain(name))
     for first in sorted({p["first_token"] for r in comparison.runs.values() for p in r.phases[1:]}):
         axes.axvline(first, color="0.6", lw=0.8, ls=":")
     axes.set(xlabel="tokens", ylabel="nats per token" if comparison.one_tokenizer else "bits per byte")
-    axes.set_title(set_name.replace("$", r"\$"), loc="left", fontsize=10)
+    axes.set_title(_plain(set_name), loc="left", fontsize=10)
     return _finished(figure, axes, len(comparison.runs) <= NAMED)
 
 
 def _trade_off(comparison: Comparison) -> Figure | None:
-    trades = [t for t in (trade(n, r.summary) for n, r in comparison.runs.items()) if t]
+    trades = trades_of(comparison)
     if not trades:
         return None
     figure = Figure(figsize=(5, 4))
@@ -145,7 +148,9 @@ def _trade_off(comparison: Comparison) -> Figure | None:
     axes.plot([t.forgetting[0] for t in front], [t.learned[0] for t in front], color="0.6", lw=0.8, ls=":")
     for t in trades:
         (x, x_half), (y, y_half) = t.forgetting, t.learned
-        axes.errorbar(x, y, y_half, x_half, fmt="o", ms=4, lw=1, color=comparison.styles[t.name]["color"], label=t.name)
+        axes.errorbar(
+            x, y, y_half, x_half, fmt="o", ms=4, lw=1, color=comparison.styles[t.name]["color"], label=_plain(t.name)
+        )
     axes.set(xlabel="forgetting, nats per token", ylabel="loss reduction on new data, nats per token")
     return _finished(figure, axes, len(trades) <= NAMED)
 
@@ -155,6 +160,12 @@ def _finished(figure: Figure, axes: Any, named: bool) -> Figure:
     if named:
         axes.legend(fontsize=7, frameon=False)
     return figure
+
+
+def _plain(name: str) -> str:
+    """A name as matplotlib text, which takes what stands between dollars for mathematics and `_x` for no label."""
+    name = name.replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
 
 
 def _file_name(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,26 @@ from cpt.errors import RunError, UserError
 from cpt.evaluators import formatting as fmt
 from cpt.evaluators.rows import RunFiles, is_run, read_run
 from cpt.evaluators.summary import downstream, summary_of, upstream
+from cpt.training.workdir import is_training
 
 STALE_S = 120.0
 """Seconds without a new row after which a run that holds no lock counts as stopped."""
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The run directories in `folder`, branches and sweeps below it included, by name.
+    """The run directories in `folder`, itself included, and those of sweeps and branches below it, by name.
 
     Raises:
       RunError: there is no such folder, or no run in it.
     """
     if not folder.is_dir():
         raise RunError(f"--list={folder}: no such folder")
-    found, below = [], [folder]
+    found, below = [folder] if is_run(folder) else [], [folder]
     for place in below:  # grows while it is read
         for path in sorted(p for p in place.iterdir() if p.is_dir() and not p.name.startswith(".")):
             if is_run(path):
                 found.append(path)
+                below += [path / "branches"] if (path / "branches").is_dir() else []
             elif len(path.relative_to(folder).parts) < 4:
                 below.append(path)
     if not found:
@@ -48,11 +49,10 @@ def run_table(folder: Path) -> Table:
     for path in runs_in(folder):
         name = str(path.relative_to(folder))
         try:
-            run = read_run(path)
+            cells = _cells(read_run(path))
         except UserError as e:
-            table.add_row(Text(name), Text(f"unreadable: {e}", "red"))
-            continue
-        table.add_row(Text(name), *_cells(run))
+            cells = [Text(f"unreadable: {e}", "red")]
+        table.add_row(Text(name), *cells)
     return table
 
 
@@ -61,7 +61,7 @@ def state(run: RunFiles, now: float | None = None) -> str:
     total = run.plan.get("total_steps")
     if total is not None and run.last_step >= total:
         return "finished"
-    if _held(run.path):
+    if is_training(run.path):
         return "training"
     written = _last_written(run.path)
     if written is None:
@@ -93,22 +93,3 @@ def _last_written(path: Path) -> float | None:
             found = (path / name).stat()
             times += [found.st_mtime] if found.st_size else []
     return max(times, default=None)
-
-
-def _held(path: Path) -> bool:
-    """Whether a process holds the run's lock. Opening it for reading neither makes nor keeps it."""
-    import fcntl
-
-    try:
-        handle = os.open(path / ".lock", os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(handle)
-    return False

@@ -36,8 +36,15 @@ class Benchmarks:
 
     @property
     def names(self) -> list[str]:
-        """What their rows are called."""
-        return [f"{PREFIX}{task}" for task in self.tasks]
+        """What their rows are called; a part of a task, or one asked otherwise, is not the task."""
+        return [f"{PREFIX}{task}{self.asked}" for task in self.tasks]
+
+    @property
+    def asked(self) -> str:
+        """`@limit=100,shots=5`; empty where the task is asked as it says."""
+        said = {"limit": self.limit, "shots": self.num_fewshot}
+        given = ",".join(f"{k}={v}" for k, v in said.items() if v is not None)
+        return f"@{given}" if given else ""
 
     def of(self, model: Model, tokenizer: Tokenizer | None, batch: NamedSharding) -> Tasks:
         """A function that runs tasks on parameters of `model`.
@@ -61,9 +68,9 @@ class Benchmarks:
             whole = lambda windows: jax.device_put(scores(windows), replicated)  # noqa: E731
             rows = -(-16 // devices) * devices
             asked = HarnessModel(whole, tokenizer, model.spec.context, rows)
-            tasks = [name.removeprefix(PREFIX) for name in names]
+            tasks = [name.removeprefix(PREFIX).removesuffix(self.asked) for name in names]
             found = run_tasks(asked, tasks, self.include_path, self.num_fewshot, self.limit)
             # A tag stands for its tasks and has no numbers of its own; its row says that it was asked.
-            return {f"{PREFIX}{task}": found.get(task, {}) for task in dict.fromkeys([*tasks, *found])}
+            return {f"{PREFIX}{task}{self.asked}": found.get(task, {}) for task in dict.fromkeys([*tasks, *found])}
 
         return run

@@ -6,7 +6,6 @@ a checkpoint equals the row that the loop wrote at that step bit for bit (on the
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
-from cpt.config import EvaluationSpec, RunSpec
+from cpt.config import EvaluationSpec, MeshSpec, RunSpec
 from cpt.data.preparing import open_sources
 from cpt.data.tokenizers._base import Tokenizer
-from cpt.errors import ConfigError, DataError, RunError, nearest
-from cpt.evaluators.rows import write_atomic
+from cpt.errors import ConfigError, RunError, nearest
 from cpt.models import base
 from cpt.optimizers import building as optimizers
 from cpt.plan import RunPlan
@@ -32,6 +30,7 @@ from cpt.training.evaluation_rows import Done, Missing, Writer
 from cpt.training.feed import Data, check_data, decided_mix, host_batches
 from cpt.training.loop import abstract_state, params_at
 from cpt.training.merging import KINDS
+from cpt.training.recorder import note_origin
 from cpt.training.sharding import BATCH, make_mesh
 from cpt.training.state import State
 from cpt.training.workdir import lock, stored_plan
@@ -55,7 +54,7 @@ def evaluate_run(
       wanted: picks steps from those that have a checkpoint.
       names: sets and probes; None for all, or for none where there are `benchmarks`.
       added: another recipe whose sets, probes and sources are evaluated as well.
-      again: also what the loop evaluated at these steps, and compare.
+      again: also evaluate what the loop did at these steps and compare; that writes nothing.
       benchmarks: tasks of lm-evaluation-harness to run on them.
       say, progress: get lines, and checkpoints done and all of them.
 
@@ -74,15 +73,20 @@ def evaluate_run(
         if not by_step:
             raise RunError(f"{workdir}: has no finished checkpoint to evaluate")
         missing = Missing(workdir, names, again)
-        todo = [by_step[s] for s in wanted(sorted(by_step)) if missing.at(s)]
+        asked = wanted(sorted(by_step))
+        if not asked:
+            raise RunError(
+                f"--steps: none of the checkpoints is meant; there are {', '.join(map(str, sorted(by_step)))}"
+            )
+        todo = [by_step[s] for s in asked if missing.at(s) or missing.compared_at(s)]
         done, started = Done(), time.monotonic()
         if not todo:
             return done
-        mesh = make_mesh(plan.spec.mesh, plan.spec.batch.sequences // plan.spec.batch.accumulate)
+        mesh = _mesh(plan, added, say)
         abstract = abstract_state(base.build(plan.spec.model), optimizers.build(plan), mesh)
         batch, model = NamedSharding(mesh, BATCH), base.build(plan.spec.model)
         evaluation, tokenizer = _evaluation(plan, workdir, model, batch, checkpoints, abstract, say)
-        _note_origin(workdir, plan, stored[0], evaluation)
+        note_origin(workdir, _origin_of_added(plan, stored[0], evaluation))
         tasks = None if benchmarks is None else benchmarks.of(model, tokenizer, batch)
         writer = Writer(workdir, plan.spec.evaluation, evaluation, missing, done, tasks)
         for saved, params in _one_ahead(todo, abstract, done, say):
@@ -91,7 +95,6 @@ def evaluate_run(
             done.forward_s += time.monotonic() - begun
             done.checkpoints += 1
             progress(done.checkpoints, len(todo))
-        writer.close()
         done.wall_s = time.monotonic() - started
     return done
 
@@ -171,20 +174,23 @@ def _one_ahead(todo: list[Saved], abstract: Any, done: Done, say: Say) -> Iterat
             yield saved, params
 
 
-def _note_origin(workdir: Path, plan: RunPlan, own: RunPlan, evaluation: Evaluation) -> None:
-    """Add the sets to `eval_sets.json`; one whose rows are others than before would not be comparable with them.
-
-    Raises:
-      DataError: a set of the run has other rows now.
-    """
-    path = workdir / "eval_sets.json"
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    now = evaluation.origin()
-    for name, was in before.items():
-        if name in now and any(was[k] != now[name][k] for k in ("rows", "documents")):
-            raise DataError(f"evaluation.sets.{name}: its rows are no longer those of the run; bring its store back")
-    for name in now:
+def _origin_of_added(plan: RunPlan, own: RunPlan, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
+    """Where the rows of all sets come from, and of those that the run's plan does not know what they are."""
+    origin = evaluation.origin()
+    for name in origin:
         if name not in own.spec.evaluation.sets:
             spec = plan.spec.evaluation.sets[name]
-            now[name] |= {**to_dict(spec), "learned_in": own.learned_in(spec.source)}
-    write_atomic(path, json.dumps({**before, **now}))
+            origin[name] |= {**to_dict(spec), "learned_in": own.learned_in(spec.source)}
+    return origin
+
+
+def _mesh(plan: RunPlan, added: RunSpec | None, say: Say) -> Mesh:
+    """The mesh of `added`, or the run's; all devices there are where that does not fit them."""
+    rows = plan.spec.batch.sequences // plan.spec.batch.accumulate
+    try:
+        return make_mesh(plan.spec.mesh if added is None else added.mesh, rows)
+    except ConfigError:
+        if added is not None:
+            raise
+        say("other devices than those of the run: last digits may differ from its own")
+        return make_mesh(MeshSpec(), rows)

@@ -27,6 +27,7 @@ from cpt.training.evaluating import Say, chosen
 from cpt.training.evaluation import Evaluation, build_evaluation
 from cpt.training.evaluation_rows import Done, Missing, Writer
 from cpt.training.feed import Data
+from cpt.training.recorder import note_origin
 from cpt.training.sharding import BATCH, make_mesh, parameter_shardings
 from cpt.training.workdir import lock, prepare_workdir
 
@@ -75,14 +76,14 @@ def evaluate_models(
             model, params = _load(path, mesh, spec)
             if model.spec not in made:
                 made[model.spec] = _evaluation(resolve(replace(spec, model=model.spec)), data, model, mesh)
-                _note_origin(out, recipe, made[model.spec])
+                origin = made[model.spec].origin()
+                note_origin(out, {n: {**said, **to_dict(recipe.evaluation.sets[n])} for n, said in origin.items()})
             evaluation = made[model.spec]
             read = time.monotonic()
             done.restore_s += read - begun
             tasks = None if benchmarks is None else benchmarks.of(model, tokenizer, NamedSharding(mesh, BATCH))
             writer = Writer(out, spec.evaluation, evaluation, missing, done, tasks)
             writer.write({"step": step, "tokens": step * tokens_per_step, "phase": ""}, str(path), params)
-            writer.close()
             done.forward_s += time.monotonic() - read
             done.checkpoints += 1
             progress(done.checkpoints, len(todo))
@@ -137,14 +138,10 @@ def _evaluation(plan: RunPlan, data: Data, model: base.Model, mesh: jax.sharding
 def _claim(out: Path, models: dict[str, str]) -> None:
     """Note which model each step is. Raises RunError where the folder holds others."""
     path = out / "models.json"
+    if (out / "plan.json").exists():
+        raise RunError(f"{out}: is the directory of a run; give another --out")
     before = json.loads(path.read_text()) if path.is_file() else {}
     for step, name in models.items():
         if before.get(step, name) != name:
             raise RunError(f"{out}: step {step} there is {before[step]}; give another --out")
     write_atomic(path, json.dumps({**before, **models}, indent=1))
-
-
-def _note_origin(out: Path, recipe: RunSpec, evaluation: Evaluation) -> None:
-    sets = recipe.evaluation.sets
-    origin = {name: {**said, **to_dict(sets[name])} for name, said in evaluation.origin().items()}
-    write_atomic(out / "eval_sets.json", json.dumps(origin))

@@ -10,10 +10,11 @@ from typing import Any
 import jax
 
 from cpt.config import EvaluationSpec
-from cpt.evaluators.rows import read_run
+from cpt.evaluators.rows import plain, read_run
 from cpt.training.evaluation import Evaluation
 from cpt.training.logs import JsonLines, mend
 from cpt.training.recorder import IN_LOOP, probe_values
+from cpt.training.workdir import is_training
 
 FILES = ("eval_sequences.jsonl", "eval.jsonl", "probes.jsonl")
 Tasks = Callable[[Any, Sequence[str]], Mapping[str, Mapping[str, float]]]
@@ -47,20 +48,22 @@ class Missing:
 
     Args:
       names: sets and probes that are wanted.
-      again: count rows of the loop as lacking.
+      again: compare with what the loop wrote.
     """
 
     def __init__(self, workdir: Path, names: Sequence[str], again: bool):
         run = read_run(workdir)
-        self.names = names
+        self.names, self.again = names, again
         self.loop = {(r["set"], r["step"]): r for r in run.evals if r["checkpoint"] == IN_LOOP}
-        counts = lambda row: row["checkpoint"] != IN_LOOP or not again  # noqa: E731
-        self._there = {(r["set"], r["step"]) for r in run.evals if counts(r)}
-        self._there |= {(r["probe"], r["step"]) for r in run.probes if counts(r)}
+        self._there = {(r["set"], r["step"]) for r in run.evals} | {(r["probe"], r["step"]) for r in run.probes}
 
     def at(self, step: int) -> list[str]:
         """Sets and probes without a row at `step`."""
         return [name for name in self.names if (name, step) not in self._there]
+
+    def compared_at(self, step: int) -> list[str]:
+        """Sets whose row of the loop is to be computed again."""
+        return [name for name in self.names if self.again and (name, step) in self.loop]
 
 
 class Writer:
@@ -81,10 +84,10 @@ class Writer:
         tasks: Tasks | None = None,
     ):
         self.spec, self.evaluation, self.missing, self.done, self.tasks = spec, evaluation, missing, done, tasks
-        files = [workdir / name for name in FILES]
-        for file in files:
-            mend(file)
-        self.sequences, self.evals, self.probes = map(JsonLines, files)
+        self.files = [workdir / name for name in FILES]
+        if not is_training(workdir):  # whoever trains finishes the line that looks cut off
+            for file in self.files:
+                mend(file)
 
     def write(self, at: Mapping[str, Any], checkpoint: str, params: Any) -> None:
         """Evaluate what is missing at a step and write it.
@@ -93,17 +96,30 @@ class Writer:
           at: `step`, `tokens` and `phase`.
           checkpoint: what the rows call the model.
         """
+        # Opened for each model: a run that begins or resumes meanwhile puts other files in their place.
+        self.sequences, self.evals, self.probes = map(JsonLines, self.files)
+        try:
+            self._write(at, checkpoint, params)
+        finally:
+            for file in (self.sequences, self.evals, self.probes):
+                file.close()
+
+    def _write(self, at: Mapping[str, Any], checkpoint: str, params: Any) -> None:
         step, due = at["step"], self.missing.at(at["step"])
+        compared = self.missing.compared_at(step)
         sets, probes = self.spec.sets, self.spec.probes
         # A program is of all its sets, as in the loop, even where a part of their rows is there: that gives its bits.
-        kinds = [kind for kind in self.evaluation.losses if any(n in sets and sets[n].at == kind for n in due)]
+        kinds = [
+            kind for kind in self.evaluation.losses if any(n in sets and sets[n].at == kind for n in (*due, *compared))
+        ]
         for row, sums in self.evaluation.rows(jax.device_get(self.evaluation(params, kinds))):
             if row["set"] in due:
                 row = {**at, **row, "checkpoint": checkpoint}
                 self.sequences.write({"step": step, **sums, "checkpoint": checkpoint})
                 self.evals.write(row)
                 self.done.rows += 1
-                self._compare(row)
+            elif row["set"] in compared:
+                self._compare(step, plain(row))
         for name in (n for n in due if n in probes):
             self._probed(at, checkpoint, name, jax.device_get(self.evaluation.probe(name, params, step)))
         if tasks := [n for n in due if n not in sets and n not in probes]:
@@ -115,14 +131,9 @@ class Writer:
         self.probes.write({**at, "probe": name, "values": values, "checkpoint": checkpoint})
         self.done.rows += 1
 
-    def _compare(self, row: dict[str, Any]) -> None:
+    def _compare(self, step: int, row: dict[str, Any]) -> None:
         """Note whether the loop wrote the same."""
-        theirs = self.missing.loop.get((row["set"], row["step"]))
-        if theirs is not None:
-            self.done.compared += 1
-            if any(row[k] != theirs[k] for k in ("nats", "tokens_scored", "bytes")):
-                self.done.unequal.append(f"{row['set']} at step {row['step']}: {row['nats']!r}, was {theirs['nats']!r}")
-
-    def close(self) -> None:
-        for f in (self.sequences, self.evals, self.probes):
-            f.close()
+        theirs = self.missing.loop[row["set"], step]
+        self.done.compared += 1
+        if any(row[k] != theirs[k] for k in ("nats", "tokens_scored", "bytes")):
+            self.done.unequal.append(f"{row['set']} at step {step}: {row['nats']!r}, was {theirs['nats']!r}")

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
                 if kinds := plan.sets_at(step):
                     recorder.evaluated(step, evaluation(state.params, kinds))
                 for name in plan.probes_at(step):
-                    recorder.probed(step, name, evaluation.probe(name, state.params, step))
+                    recorder.probed(step, name, partial(evaluation.probe, name, state.params, step))
                 kinds = plan.checkpoints_at(step) if step > start else ()
                 stopping = stop.name  # read once: a signal that comes while this step is saved ends the next one
                 if stopping and step > start and not {"anchor", "rolling"} & set(kinds):

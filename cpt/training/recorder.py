@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from cpt.data.ledger import Ledger
-from cpt.errors import RunError
+from cpt.errors import DataError, RunError
 from cpt.evaluators.rows import write_atomic
 from cpt.plan import RunPlan
 from cpt.sections import to_dict
@@ -63,8 +63,7 @@ class Recorder:
         for row in cut(workdir / "eval.jsonl", past):
             if row["phase"] == plan.phase_at(step).name:
                 progress.evaluated(row["step"], row)
-        if origin := evaluation.origin():
-            write_atomic(workdir / "eval_sets.json", json.dumps(origin))
+        note_origin(workdir, evaluation.origin())
         self.metrics = JsonLines(workdir / "metrics.jsonl")
         self.evals = JsonLines(workdir / "eval.jsonl")
         self.sequences = JsonLines(workdir / "eval_sequences.jsonl")
@@ -93,9 +92,14 @@ class Recorder:
         """An evaluation of the parameters at `step` was dispatched."""
         self._pending.append(("eval", step, nats, time.monotonic(), 0.0, 0.0))
 
-    def probed(self, step: int, name: str, values: dict[str, Any]) -> None:
-        """The probe `name` was asked about the parameters at `step`."""
+    def probed(self, step: int, name: str, ask: Callable[[], dict[str, Any]]) -> None:
+        """Ask the probe `name` about the parameters at `step`; the time that takes is charged to evaluation."""
+        self.drain()  # what the host does in a probe must not look like a slow update
+        begun = time.monotonic()
+        values = ask()
+        self.busy_s["eval"] += time.monotonic() - begun
         self._pending.append(("probe", step, {name: values}, time.monotonic(), 0.0, 0.0))
+        self.resume_clock()
 
     def trained(self, step: int, sums: Sums, lr: float, data_wait_s: float) -> None:
         """Update `step` was dispatched; writes everything that came before it."""
@@ -223,6 +227,22 @@ class Recorder:
 def _past(step: int, key: str, again: Iterable[str]) -> Callable[[dict[str, Any]], bool]:
     """Keeps the rows up to `step`; at `step` itself without what is evaluated `again` there."""
     return lambda row: row["checkpoint"] != IN_LOOP or row["step"] < step + (row[key] not in again)
+
+
+def note_origin(workdir: Path, origin: dict[str, dict[str, Any]]) -> None:
+    """Add the rows of some sets to `eval_sets.json`; what is known of others, added later, stays.
+
+    Raises:
+      DataError: a set has other rows now than before: its losses would not be comparable with those that are there.
+    """
+    path = workdir / "eval_sets.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    for name, now in origin.items():
+        was = before.get(name, now)
+        if any(was.get(key, now[key]) != now[key] for key in ("rows", "documents")):
+            raise DataError(f"evaluation.sets.{name}: its rows are no longer those of the run; bring its store back")
+    if origin:
+        write_atomic(path, json.dumps({**before, **origin}))
 
 
 def probe_values(name: str, given: dict[str, Any]) -> dict[str, float]:

@@ -78,6 +78,23 @@ def lock(
         yield
 
 
+def is_training(workdir: Path) -> bool:
+    """Whether a process holds the run's lock; asking neither makes nor keeps it."""
+    try:
+        handle = os.open(workdir / ".lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
+
+
 def stored_plan(workdir: Path) -> tuple[RunPlan, dict[str, Any]] | None:
     """The plan that `workdir` belongs to and its `plan.json`, or None.
 
@@ -144,7 +161,9 @@ def inherit(parent: Path, workdir: Path, plan: RunPlan, step: int) -> None:
         raise RunError(f"init.from_run: {parent} holds no plan.json; give the directory of a run")
     if difference := changed_past(stored[0], plan, step, child=True):
         raise ConfigError(f"init.what=all: {parent} has another past: {difference}; a child shares it up to its branch")
-    for name in ("metrics.jsonl", "eval.jsonl", "eval_sequences.jsonl"):
+    if (parent / "eval_sets.json").exists() and not (workdir / "eval_sets.json").exists():
+        write_atomic(workdir / "eval_sets.json", (parent / "eval_sets.json").read_text())
+    for name in ("metrics.jsonl", "eval.jsonl", "eval_sequences.jsonl", "probes.jsonl"):
         if (parent / name).exists() and not (workdir / name).exists():
             rows = [line for line in (parent / name).read_text().splitlines() if json.loads(line)["step"] <= step]
             write_atomic(workdir / name, "".join(line + "\n" for line in rows))
@@ -188,6 +207,10 @@ def changed_past(old: RunPlan, new: RunPlan, step: int, child: bool = False) -> 
         now = b["evaluation"]["sets"].get(name, was)
         if step > 0 and {**was, "tags": None} != {**now, "tags": None}:
             return _difference(f"evaluation.sets.{name}", was, now)
+    for name, was in a["evaluation"]["probes"].items():
+        now = b["evaluation"]["probes"].get(name, was)
+        if step > 0 and any(was[key] != now[key] for key in ("kind", "options")):
+            return _difference(f"evaluation.probes.{name}", was, now)
     for name in {c.source for p in old.phases if p.first_step < max(step, 1) for c in p.columns if c.source}:
         # How many epochs are allowed decides nothing about the rows read so far.
         was_source, now_source = ({**c["sources"].get(name, {}), "epochs": None} for c in (a, b))

@@ -75,11 +75,28 @@ def test_children_belong_together_where_their_parents_do(tmp_path):
         children[f"child of {name}"] = replace(run, config=config)
     groups = replicates(children)
     assert [(g.name, list(g.members)) for g in groups] == [
-        ("init.from_run=r0.0-0", [0, 1]), ("init.from_run=r0.5-0", [0, 1]),
+        ("init.from_run=r0.0-0", ["0>0", "1>1"]), ("init.from_run=r0.5-0", ["0>0", "1>1"]),
     ]  # fmt: skip
     for run in parents.values():
         (run.path / "config.json").unlink()
     assert len(replicates(children)) == 4
+
+
+def test_children_are_as_random_as_their_parents_and_no_more_alike(tmp_path):
+    parents = runs_of(tmp_path, shares=(0.0, 0.5), seeds=(0, 1, 2))
+    child = lambda run, path: replace(run, config={"seed": 0, "init": {"from_run": str(path)}})  # noqa: E731
+    (group,) = replicates({n: child(r, r.path) for n, r in list(parents.items())[:3]})
+    assert list(group.members) == ["0>0", "1>0", "2>0"] and not group.again
+    # Two configs in folders of one name are two configs.
+    moved = {}
+    for name in ("r0.0-0", "r0.5-0"):
+        place = tmp_path / f"moved-{name}" / "base"
+        place.parent.mkdir()
+        parents[name].path.rename(place)
+        moved[name] = child(parents[name], place)
+    groups = replicates(moved)
+    assert len(groups) == 2 and not any(g.again for g in groups)
+    assert [g.name for g in groups] == ["init.from_run=base", "init.from_run=base #2"]
 
 
 def test_names_stay_short_and_say_enough():

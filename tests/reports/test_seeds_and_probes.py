@@ -16,6 +16,7 @@ from cpt.evaluators.intransigence import intransigence
 from cpt.evaluators.summary import summarise
 from cpt.reports.compare import write_comparison
 from cpt.reports.comparison import compared
+from cpt.reports.comparisons.trade_off import trades_of
 from cpt.reports.export import as_latex, export
 from cpt.reports.page import write_report
 from cpt.reports.run_list import run_table, runs_in, state
@@ -86,6 +87,40 @@ def test_runs_of_different_tokenizers_are_compared_per_byte(seeds, tmp_path):
     assert not compared(seeds[:2]).one_tokenizer and compared(seeds[2:4]).one_tokenizer
     text = text_of(write_comparison(seeds[:2], tmp_path / "a.html"))
     assert "compare bits per byte only" in text and '"text":"bits per byte"' in (tmp_path / "a.html").read_text()
+
+
+def test_who_is_left_out_is_named(seeds, tmp_path):
+    young = write_run(tmp_path / "young", replay=0.05, seed=9, steps=100, until=130)
+    rows = [json.loads(line) for line in (seeds[0] / "eval.jsonl").read_text().splitlines()]
+    rows[-2 if rows[-2]["set"] == "pile" else -1] |= {"loss": None, "nats": None}
+    (seeds[0] / "eval.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    text = text_of(write_comparison([*seeds, young], tmp_path / "a.html"))
+    assert "Left out, not finished: young." in text
+    assert "Without a finite loss at the end, and so not in its means: r0.0-0." in text
+
+
+def test_a_trade_off_is_over_the_sets_that_all_runs_have(seeds, tmp_path):
+    """One run was evaluated on a further old set, which changes nothing between it and the others."""
+    lines = (seeds[1] / "eval.jsonl").read_text().splitlines()
+    more = [{**r, "set": "more", "loss": 9.0 + r["step"]} for r in map(json.loads, lines) if r["set"] == "pile"]
+    (seeds[1] / "eval.jsonl").write_text("".join(line + "\n" for line in [*lines, *map(json.dumps, more)]))
+    (seeds[1] / "eval_sets.json").write_text(json.dumps({"more": {"source": "books", "tags": ["upstream"]}}))
+    points = {t.name: t.forgetting[0] for t in trades_of(compared(seeds[:2]))}
+    assert points[seeds[1].name] == summarise(seeds[1])["sets"]["pile"]["forgetting"]
+    alone = {t.name: t.forgetting[0] for t in trades_of(compared(seeds[1:2]))}
+    assert alone[seeds[1].name] != points[seeds[1].name]
+
+
+def test_of_two_sets_of_a_source_the_one_at_the_edges_counts(seeds):
+    plan = json.loads((seeds[0] / "plan.json").read_text())
+    plan["sets"]["pile_full"] = {"source": "pile", "tags": ["old"], "learned_in": "pile", "at": "edges"}
+    (seeds[0] / "plan.json").write_text(json.dumps(plan))
+    lines = (seeds[0] / "eval.jsonl").read_text().splitlines()
+    full = [{**r, "set": "pile_full", "loss": 1.0 + (r["step"] == 200)} for r in map(json.loads, lines)
+            if r["set"] == "pile" and r["step"] in (0, 100, 200)]  # fmt: skip
+    (seeds[0] / "eval.jsonl").write_text("".join(line + "\n" for line in [*lines, *map(json.dumps, full)]))
+    ((point,),) = ([t.forgetting[0] for t in trades_of(compared(seeds[:1]))],)
+    assert point == 1.0
 
 
 # ---- probes and domains ----
@@ -188,6 +223,13 @@ def test_export_has_every_number_and_figures(seeds, tmp_path):
     assert "within_noise" in (tmp_path / "paper/differences.tex").read_text().replace("\\", "")
 
 
+def test_names_that_are_no_plain_words_are_drawn(tmp_path):
+    run = write_run(tmp_path / "we$ird_$x", old="a/b", new="a_b", steps=100)
+    other = write_run(tmp_path / "_hidden", old="a/b", new="a_b", steps=100, seed=1)
+    names = {p.name for p in export(compared([run, other]), tmp_path / "out")}
+    assert {"curves-a_b.png", "curves-a_b-1.png"} <= names
+
+
 def test_latex_escapes_names_and_writes_numbers_as_math():
     text = as_latex([{"a_b": "50%_&", "n": -1234.5678}, {"a_b": "x^2", "n": None}])
     assert text.splitlines() == [
@@ -228,8 +270,12 @@ def test_the_list_tells_states(tmp_path):
     (tmp_path / "a" / "notes").mkdir()
     broken = write_run(tmp_path / "b")
     (broken / "eval.jsonl").write_text("{oops\n{}\n")
+    write_run(tmp_path / "a" / "done" / "branches" / "step-300")
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "config.json").write_text("{}")  # a model, not a run
     names = [str(p.relative_to(tmp_path)) for p in runs_in(tmp_path)]
-    assert names == ["a/done", "a/half", "b"]
+    assert names == ["a/done", "a/done/branches/step-300", "a/half", "b"]
+    assert [p.name for p in runs_in(half)] == ["half"]
     run = compared([half]).runs["half"]
     written = (half / "metrics.jsonl").stat().st_mtime
     assert state(run, written + 10) == "training" and state(run, written + 1000) == "stopped"
@@ -238,7 +284,7 @@ def test_the_list_tells_states(tmp_path):
     assert not list((tmp_path / "a" / "done").glob(".lock"))
     table = run_table(tmp_path)
     states = [str(c) for c in table.columns[1].cells]
-    assert states[0] == "finished" and states[2].startswith("unreadable: run error")
-    assert list(table.columns[2].cells)[:2] == ["600 of 600", "320 of 600"]
+    assert states[0] == states[1] == "finished" and states[3].startswith("unreadable: run error")
+    assert list(table.columns[2].cells)[:3] == ["600 of 600", "600 of 600", "320 of 600"]
     with pytest.raises(RunError, match="no run in it"):
         runs_in(tmp_path / "a" / "notes")

@@ -97,7 +97,7 @@ def test_memory_that_does_not_suffice_to_verify_is_not_damage(root, finished, tm
     def too_much(_):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
 
-    monkeypatch.setattr(checkpoint, "digest", too_much)
+    monkeypatch.setattr(checkpoint, "_digests", too_much)
     with pytest.raises(RunError, match=r"cannot be read now \(RESOURCE_EXHAUSTED"):
         train(config_of(root), copy)
     assert contents(copy) == before

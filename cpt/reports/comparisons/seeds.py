@@ -48,7 +48,21 @@ def _lead(comparison: Comparison) -> str:
         lead += "Where a config has one seed, its difference to another is over evaluation documents only. "
     if left := [n for g in comparison.groups for n in g.again]:
         lead += f"Left out, a seed that is there already: {', '.join(left)}. "
+    if unfinished := [g.names[s] for g in comparison.groups for s in g.members if s not in g.finished]:
+        lead += f"Left out, not finished: {', '.join(unfinished)}. "
+    if diverged := _diverged(comparison):
+        lead += f"Without a finite loss at the end, and so not in its means: {', '.join(diverged)}. "
     return lead + "One in twenty differences lies outside its interval by chance."
+
+
+def _diverged(comparison: Comparison) -> list[str]:
+    """Names of finished runs that have a set without a finite final loss."""
+    return [
+        g.names[seed]
+        for g in comparison.groups
+        for seed, run in g.finished.items()
+        if any(s["final"] is None for s in run.summary["sets"].values())
+    ]
 
 
 def _bars(rows: list[Row]) -> Figure:

@@ -31,7 +31,7 @@ class Trade:
 
 def trade_off(comparison: Comparison) -> Section:
     """One point per run with its intervals, and the Pareto front."""
-    trades = [t for t in (trade(n, r.summary) for n, r in comparison.runs.items()) if t]
+    trades = trades_of(comparison)
     if not trades:
         return Section("Side by side.", "No run here has both forgotten a set and learned one.", ())
     front = pareto_front(trades)
@@ -52,13 +52,32 @@ def trade_off(comparison: Comparison) -> Section:
     return Section(_answer(trades, front), "", (Figure(figure, caption, f"Forgetting against learning. {words}."),))
 
 
-def trade(name: str, summary: dict[str, Any]) -> Trade | None:
-    """The run's point, or None while it has forgotten or learned nothing measurable.
+def trades_of(comparison: Comparison) -> list[Trade]:
+    """A point per run that has one, over the sets that all runs have: means over different sets compare nothing.
+
+    A source whose sets are several, a small one on the grid and a large one at the edges, counts once, by the latter.
+    """
+    runs = list(comparison.runs.values())
+    common = [n for n in comparison.sets if all(n in r.summary["sets"] for r in runs)]
+    by_source: dict[str, str] = {}
+    for name in common:
+        about = runs[0].about(name)
+        source = about.get("source") or name
+        if source not in by_source or about.get("at") == "edges":
+            by_source[source] = name
+    made = (trade(n, r.summary, tuple(by_source.values())) for n, r in comparison.runs.items())
+    return [t for t in made if t]
+
+
+def trade(name: str, summary: dict[str, Any], counted: tuple[str, ...] | None = None) -> Trade | None:
+    """The run's point, or None while it has forgotten or learned nothing measurable; over the sets `counted`, or all.
 
     Several sets are averaged; their resamples are independent, so the half-widths add in squares.
     """
     sets = summary["sets"]
-    old, new = ([sets[n] for n in names(summary)] for names in (upstream, downstream))
+    old, new = (
+        [sets[n] for n in names(summary) if counted is None or n in counted] for names in (upstream, downstream)
+    )
     if not old or not new or any(s["forgetting"] is None for s in (*old, *new)):
         return None
     loss_change, half = _mean(new)

@@ -9,9 +9,9 @@
 library, stand in for The Pile and SlimPajama. 600 steps, 5 TFLOP, under a minute on 2 CPU cores. To expect (CPython
 3.11.7, jax 0.10.1, CPU; nats per token, ± half of the 95 % interval over documents; other Pythons carry other text):
 
-    pile        4.256 -> 4.760  (+0.504 ± 0.118), depth of the gap 0.818 at 32.8k tokens
-    slimpajama  4.838 -> 3.171  (-1.667 ± 0.228)
-    with --config.phases.slimpajama.replay.share=0:  pile +1.411 ± 0.128
+    pile        4.470 -> 4.992  (+0.522 ± 0.073), depth of the gap 0.796 at 65.5k tokens
+    slimpajama  4.957 -> 3.256  (-1.701 ± 0.302)
+    with --config.phases.slimpajama.replay.share=0:  pile +1.400 ± 0.095
 
 `:410m` is the shape, budget and schedule of the papers on your own token stores: 2,260,992 tokens per step, twice
 132,685 steps, 5 % of the second phase replayed (285B + 15B tokens), 1.45 ZFLOP. The papers report (405M parameters,

@@ -12,13 +12,13 @@ and the annealed branches (not the trunk) with the ends of the cosines. 480 step
 2 CPU cores. To expect (CPython 3.11.7, jax 0.10.1, CPU; nats per token, one seed):
 
                                       infinite                 cosine
-    prose, highest after its switch   +0.909                   +1.108
-    code, highest after its switch    +0.107                   +0.303
-    prose at the end                  4.322 (trunk 4.356)      4.413
-    code at the end                   3.331 (trunk 3.376)      3.397
+    prose, highest after its switch   +0.858                   +1.241
+    code, highest after its switch    +0.068                   +0.297
+    prose at the end                  4.553 (trunk 4.575)      4.633
+    code at the end                   3.479 (trunk 3.524)      3.533
 
 `python -m cpt.merge --workdir=<the run> --steps=440,460,480 --out=merged` averages the last three checkpoints of the
-trunk instead: prose 4.332, code 3.328.
+trunk instead: prose 4.553, code 3.463.
 """
 
 from cpt import config as c

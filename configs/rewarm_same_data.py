@@ -9,9 +9,9 @@ is due to the learning rate alone. It rises when the rate is re-warmed, more wit
 stays where it was. 320 steps, about 30 s on 2 CPU cores. To expect (CPython 3.11.7, jax 0.10.1, CPU; nats per token):
 
     peak     depth of the gap [95 %]    change at the end [95 %]
-    3e-3     0.228 [0.200, 0.262]       -0.063 [-0.089, -0.037]
-    6e-3     0.574 [0.529, 0.650]       -0.007 [-0.039, +0.026]
-    (none)   0.005 [0.000, 0.010]       -0.047 [-0.057, -0.037]
+    3e-3     0.230 [0.192, 0.284]       -0.079 [-0.120, -0.036]
+    6e-3     0.764 [0.693, 0.835]       -0.017 [-0.068, +0.034]
+    (none)   0.000 [0.000, 0.007]       -0.054 [-0.070, -0.038]
 """
 
 from cpt import config as c

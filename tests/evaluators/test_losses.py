@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -162,3 +163,40 @@ def test_the_numbers_do_not_depend_on_the_devices(tmp_path):
                 **wanted,
                 **dict.fromkeys(("nats", "loss", "bits_per_byte")),
             }
+
+
+ON_HOSTS = """
+import sys; sys.path[:0] = [{here!r}]
+import jax
+hosts, host, port = map(int, sys.argv[1:])
+if hosts > 1:
+    jax.distributed.initialize(f"127.0.0.1:{{port}}", hosts, host)
+import json, numpy as np, test_losses as t
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from pathlib import Path
+place = Path({tmp!r}) / f"{{hosts}}-{{host}}"
+place.mkdir()
+corpus = t.source(place, [[*np.random.default_rng(i).integers(1, 20, 7), t.END] for i in range(40)])
+sets = [t.take_set(f"s{{n}}", corpus, n, t.LENGTH, t.BYTES) for n in (3, 10, 21)]
+mesh = Mesh(np.array(jax.devices()).reshape(-1, 1), ("data", "fsdp"))
+losses = t.SetLosses(t.MODEL, sets, 6, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+params = jax.jit(t.MODEL.init, out_shardings=NamedSharding(mesh, PartitionSpec()))(jax.random.key(0))
+print(json.dumps([row for row, _ in losses.rows(np.asarray(losses(params)))]))
+"""
+
+
+@pytest.mark.slow
+def test_the_numbers_do_not_depend_on_the_hosts(tmp_path):
+    """1 and 3 real processes: the same digits, on every one of them."""
+    code, told = ON_HOSTS.format(here=str(Path(__file__).parent), tmp=str(tmp_path)), []
+    for hosts in (1, 3):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        commands = [[sys.executable, "-c", code, *map(str, (hosts, host, port))] for host in range(hosts)]
+        started = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands]
+        for process in started:
+            out, err = process.communicate(timeout=300)
+            assert process.returncode == 0, err
+            told.append(out.splitlines()[-1])
+    assert len(told) == 4 and len(set(told)) == 1

@@ -189,14 +189,22 @@ class InitSpec:
 
     Attributes:
       from_run: run directory.
-      step: which of its checkpoints; None = the newest.
+      from_hf: Hugging Face model directory (`config.json` and safetensors); only without `from_run`.
+      step: which of the checkpoints of `from_run`; None = the newest.
       what: `params`; `params+opt`, with the optimizer's moments; `all`, with the position as well: the run is a child
         that goes on at that step of its own plan, whose past must be that of `from_run`.
     """
 
     from_run: str | None = None
+    from_hf: str | None = None
     step: int | None = None
     what: Literal["params", "params+opt", "all"] = "params"
+
+    def __post_init__(self):
+        if self.from_run is not None and self.from_hf is not None:
+            raise ConfigError(f"init: from_run={self.from_run} and from_hf={self.from_hf}; give one of them")
+        if self.from_hf is not None and (self.what != "params" or self.step is not None):
+            raise ConfigError("init.from_hf: such a directory holds parameters and nothing else; leave what and step")
 
     @property
     def brings_optimizer(self) -> bool:
@@ -215,9 +223,36 @@ class MeshSpec:
 
 @dataclass(frozen=True)
 class GuardSpec:
-    """What to do when a step is not finite: skip its update, and stop after this many in a row."""
+    """What to do when something goes wrong while training.
+
+    Attributes:
+      max_skipped: an update that is not finite is not applied; after so many in a row, spikes too, the run stops.
+      spike: what to do about an update whose loss or gradient norm lies more than `deviations` standard deviations
+        above the mean of the last `window` of its phase: nothing (`off`); do not apply it (`skip`, as OLMo does); go
+        `back` to an earlier checkpoint as well (`rewind`), and on with the batch that comes next, so that what lies in
+        between is not read again (PaLM, 2204.02311, section 5.1); end the run (`stop`).
+      deviations, window, back: see `spike`. The run goes back to the newest checkpoint of the phase that is at least
+        `back` updates before the spike, or to the oldest that is still there.
+      replay: a `ledger.json`, whose incidents are repeated instead of judging anew.
+      stall_s: seconds without an update after which the run ends itself, to be started again; 0 waits for ever.
+    """
 
     max_skipped: int = 5
+    spike: Literal["off", "skip", "rewind", "stop"] = "off"
+    deviations: float = 6.0
+    window: int = 128
+    back: int = 100
+    replay: str | None = None
+    stall_s: float = 1800.0
+
+    def __post_init__(self):
+        for name, least in (("max_skipped", 1), ("window", 2), ("back", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"guard.{name}: {getattr(self, name)} is not at least {least}")
+        if not self.deviations > 0:
+            raise ConfigError(f"guard.deviations: {self.deviations} is not positive")
+        if not self.stall_s >= 0:
+            raise ConfigError(f"guard.stall_s: {self.stall_s} is not at least 0")
 
 
 @dataclass(frozen=True)
@@ -278,7 +313,6 @@ def _counts(spec: RunSpec) -> Iterator[tuple[str, int | None, int]]:
     """Whole numbers with a least value: (path, value, least)."""
     yield "evaluation.rows_per_pass", spec.evaluation.rows_per_pass, 1
     yield "checkpoints.keep_rolling", spec.checkpoints.keep_rolling, 1
-    yield "guard.max_skipped", spec.guard.max_skipped, 1
     for axis in ("data", "fsdp", "tensor"):
         yield f"mesh.{axis}", getattr(spec.mesh, axis), 0
     for name, evaluated in spec.evaluation.sets.items():
@@ -293,18 +327,23 @@ def _counts(spec: RunSpec) -> Iterator[tuple[str, int | None, int]]:
 
 
 # How a run is carried out, not what it computes (up to the order of sums): no part of its identity.
-EXECUTION_FIELDS = ("mesh", "stores", "notice", "loggers", "batch.accumulate")
+EXECUTION_FIELDS = ("mesh", "stores", "notice", "loggers", "batch.accumulate", "guard.stall_s")
 
 
-def identity(spec: RunSpec) -> dict[str, Any]:
-    """The fields of a run, as JSON data, without the `EXECUTION_FIELDS`."""
-    out = to_dict(spec)
+def identity(spec: RunSpec, defaults: bool = True) -> dict[str, Any]:
+    """The fields of a run, as JSON data, without the `EXECUTION_FIELDS`.
+
+    Args:
+      defaults: also those that have their default value; without them a field that is added to `cpt` later changes
+        nothing for the runs that do not use it.
+    """
+    out = to_dict(spec, defaults)
     for path in EXECUTION_FIELDS:
         *parents, name = path.split(".")
         node = out
         for parent in parents:
-            node = node[parent]
-        del node[name]
+            node = node.get(parent, {})
+        node.pop(name, None)
     return out
 
 
@@ -391,5 +430,6 @@ checkpoints = partial(section, CheckpointSpec)
 init = partial(section, InitSpec)
 branch = partial(section, BranchSpec)
 anneal = partial(section, AnnealSpec)
+guard = partial(section, GuardSpec)
 mesh = partial(section, MeshSpec)
 run = partial(section, RunSpec)

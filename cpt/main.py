@@ -3,8 +3,11 @@
     python -m cpt.main --config=configs/pile_to_slimpajama.py
     python -m cpt.main --config=configs/pile_to_slimpajama.py --config.phases.slimpajama.replay.share=0.25
     python -m cpt.main --config=configs/pile_to_slimpajama.py:410m --dry_run
+    python -m cpt.main --config=F --coordinator=host0:8476 --processes=4 --process=0      # on each of four machines
 
-Typing the command again goes on where the run stopped, or says that it is done. Ctrl-C saves first.
+Typing the command again goes on where the run stopped, or says that it is done. Ctrl-C saves first. Under SLURM, Open
+MPI and on TPU pods the environment says which processes there are. Exit codes: 0 done; 2 a mistake to mend; 75 saved,
+start the same command again.
 """
 
 from __future__ import annotations
@@ -24,8 +27,10 @@ from cpt.config import load
 from cpt.errors import ConfigError
 from cpt.plan import RunPlan, resolve
 from cpt.reports.console import show_launch, show_result
+from cpt.training import cluster
 from cpt.training import workdir as workdirs
 from cpt.training.branches import finished
+from cpt.training.processes import Processes, here, joined
 from cpt.training.signals import STOPPED_BY_SIGNAL
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -35,39 +40,51 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/<nam
 DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print the plan and its cost, and stop; needs no data and no accelerator."
 )
+for flag in cluster.FLAGS:
+    flags.declare_key_flag(flag)
 
 
 def main(argv: list[str]) -> int:
     """The command; returns its exit code."""
     if CONFIG.value is None:
         raise ConfigError("--config: required, e.g. --config=configs/pile_to_slimpajama.py (see --help)")
-    console = Console(width=None if sys.stdout.isatty() else 160)
     plan = resolve(load(CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"])))
     workdir = Path(WORKDIR.value) if WORKDIR.value else workdirs.default_workdir(plan)
     if DRY_RUN.value:
-        show_launch(console, plan, workdir)
+        show_launch(console_of(here()), plan, workdir)
         return 0
-    workdirs.prepare_workdir(workdir)
-    try:
-        return launch(console, plan, workdir)
-    except KeyboardInterrupt:
-        stopped(console, "stopped; what was saved before stays")
-        sys.stdout.flush()
-        os._exit(STOPPED_BY_SIGNAL)  # JAX, interrupted while it starts or compiles, can crash an orderly exit
+    with joined(cluster.of_flags(os.environ), cluster.CONNECT_SECONDS.value) as processes:
+        console = console_of(processes)
+        try:
+            return launch(console, plan, workdir)
+        except KeyboardInterrupt:
+            stopped(console, "stopped; what was saved before stays")
+            sys.stdout.flush()
+            processes.fail("KeyboardInterrupt", STOPPED_BY_SIGNAL)
+            os._exit(STOPPED_BY_SIGNAL)  # JAX, interrupted while it starts or compiles, can crash an orderly exit
+
+
+def console_of(processes: Processes) -> Console:
+    """Where this process prints: one of several does, the others have only errors to tell."""
+    return Console(width=None if sys.stdout.isatty() else 160, quiet=not processes.first)
 
 
 def launch(console: Console, plan: RunPlan, workdir: Path) -> int:
     """Train, or only report on a run that is complete, while no other process may."""
+    if not here().first:
+        return train(console, plan, workdir) if here().decide(lambda: True) else 0
+    workdirs.prepare_workdir(workdir)
     with workdirs.lock(workdir, console.print):
         standing = workdirs.newest_step(workdir)
         workdirs.check(workdir, plan, standing)
-        if standing >= plan.total_steps and finished(plan, workdir):
-            show_launch(console, plan, workdir)
-            workdirs.claim(workdir, plan, standing)
-            console.print(f"done: all {plan.total_steps} steps are trained; nothing left to do but the report")
-            show_result(console, workdir)
-            return 0
-        return train(console, plan, workdir)
+        complete = standing >= plan.total_steps and finished(plan, workdir)
+        if here().decide(lambda: not complete):
+            return train(console, plan, workdir)
+        show_launch(console, plan, workdir)
+        workdirs.claim(workdir, plan, standing)
+        console.print(f"done: all {plan.total_steps} steps are trained; nothing left to do but the report")
+        show_result(console, workdir)
+        return 0
 
 
 def train(console: Console, plan: RunPlan, workdir: Path) -> int:
@@ -81,7 +98,8 @@ def train(console: Console, plan: RunPlan, workdir: Path) -> int:
         saved = f"saved at step {outcome.step} of {plan.total_steps}"
         return stopped(console, f"{outcome.stopped_by}: {saved if outcome.step else 'before the first update'}")
     console.print(f"trained {outcome.step} steps; {time.monotonic() - started:.0f} s in all")
-    show_result(console, workdir)
+    if here().first:
+        show_result(console, workdir)
     return 0
 
 

@@ -137,7 +137,7 @@ class RunPlan:
     @cached_property
     def hash(self) -> str:
         """sha256 of the canonical JSON of everything that changes a digit of the run."""
-        canonical = json.dumps(identity(self.spec), sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(identity(self.spec, defaults=False), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:

@@ -68,14 +68,19 @@ def parse(cls: type, raw: Mapping[str, Any], where: str = "") -> Any:
     return cls(**values)
 
 
-def to_dict(value: Any) -> Any:
-    """Plain JSON-able data of a (nested) section; the inverse of `parse`."""
+def to_dict(value: Any, defaults: bool = True) -> Any:
+    """Plain JSON-able data of a (nested) section; the inverse of `parse`.
+
+    Args:
+      defaults: also the fields that have their default value.
+    """
     if dataclasses.is_dataclass(value):
-        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        named = {f.name: (getattr(value, f.name), _default(f)) for f in dataclasses.fields(value)}
+        return {name: to_dict(v, defaults) for name, (v, default) in named.items() if defaults or v != default}
     if isinstance(value, Mapping):
-        return {str(k): to_dict(v) for k, v in value.items()}
+        return {str(k): to_dict(v, defaults) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [to_dict(v) for v in value]
+        return [to_dict(v, defaults) for v in value]
     return value
 
 

@@ -49,21 +49,22 @@ class Decisions:
         before = [d for d in self.of(phase) if d.step_in_phase <= step_in_phase]
         return before[-1].shares if before else None
 
-    def load(self, workdir: Path, step: int) -> None:
-        """Take up what the log in `workdir` says up to `step`, and cut off what a run that is gone back on said later.
+    def load(self, workdir: Path, step: int, cut: bool = True) -> None:
+        """Take up what the log in `workdir` says up to `step`, and `cut` off what a run gone back on said later.
 
         Raises:
           RunError: the log is damaged.
         """
         path = workdir / LOG
         self.made = [d for d in read_decisions(path) if d.step <= step]
-        if path.is_file():
+        if cut and path.is_file():
             path.write_text("".join(json.dumps(asdict(d)) + "\n" for d in self.made))
 
-    def add(self, decision: Decision, workdir: Path) -> None:
-        """Note a decision, on disk first."""
-        with (workdir / LOG).open("a") as f:
-            f.write(json.dumps(asdict(decision)) + "\n")
+    def add(self, decision: Decision, workdir: Path | None) -> None:
+        """Note a decision, in the log of `workdir` first; of several processes one has it."""
+        if workdir is not None:
+            with (workdir / LOG).open("a") as f:
+                f.write(json.dumps(asdict(decision)) + "\n")
         self.made.append(decision)
 
 

@@ -17,12 +17,12 @@ from cpt.errors import DataError
 
 
 class Batches:
-    """Random access to the batches of a run: `self[step]`, this process's rows only.
+    """Random access to the batches of a run: `self[step]`.
 
     Args:
       mix: the data plan.
       stores: training store of each source.
-      process, processes: this host's place; host h of H reads rows h*B/H .. (h+1)*B/H of each batch.
+      rows: numbers of the rows of each batch that this process reads; all by default.
       end_of_document: id that ends a document; given, `segments_BxL` numbers the documents of each row for masking.
       vocab_size: the model's; a larger id in a batch is an error. What is beyond it in a store is found before the run
         where that takes seconds, but nobody reads a terabyte first.
@@ -32,15 +32,13 @@ class Batches:
         self,
         mix: MixPlan,
         stores: Mapping[str, TokenStore],
-        process: int = 0,
-        processes: int = 1,
+        rows: np.ndarray | slice | None = None,
         end_of_document: int | None = None,
         vocab_size: int | None = None,
     ):
         self.mix, self.stores, self.end_of_document = mix, dict(stores), end_of_document
         self.vocab_size = np.iinfo(np.int32).max if vocab_size is None else vocab_size
-        per_host = mix.batch // processes
-        self.mine = slice(process * per_host, (process + 1) * per_host)
+        self.mine = slice(None) if rows is None else rows
         self.length = mix.plan.spec.batch.length
 
     def __len__(self) -> int:
@@ -48,7 +46,7 @@ class Batches:
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         column_B, names, row_B = self.mix.batch_at(int(step))
-        column_B, names, row_B = column_B[self.mine], np.array(names[self.mine], object), row_B[self.mine]
+        column_B, names, row_B = column_B[self.mine], np.array(names, object)[self.mine], row_B[self.mine]
         window_BxM = np.empty((len(row_B), self.length + 1), np.int32)
         for name in dict.fromkeys(names):
             mine = names == name

@@ -28,7 +28,8 @@ from cpt.training.checkpoint import Checkpoints, DamagedCheckpoint, Saved, resto
 from cpt.training.evaluation import Evaluation, build_evaluation
 from cpt.training.evaluation_rows import Done, Missing, Writer
 from cpt.training.feed import Data, check_data, decided_mix, host_batches
-from cpt.training.loop import abstract_state, params_at
+from cpt.training.initialise import params_at
+from cpt.training.machine import abstract_state
 from cpt.training.merging import KINDS
 from cpt.training.recorder import note_origin
 from cpt.training.sharding import BATCH, make_mesh

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from cpt.data.decisions import Decision
 from cpt.data.ledger import Ledger
 from cpt.data.loader import Batches, start_at
 from cpt.data.mix import MixPlan
-from cpt.errors import DataError, RunError
+from cpt.errors import DataError
 from cpt.plan import RunPlan
+from cpt.training.processes import here
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,21 @@ def decided_mix(plan: RunPlan, data: Data, mix: MixPlan, workdir: Path, step: in
     """The data plan at `step`, with what the run in `workdir` has decided up to there; `mix` where nothing decides."""
     if not any(p.decides_every for p in plan.phases):
         return mix
-    plan.phases[0].decisions.load(workdir, step)
+    here().meet()  # the first process may cut the log: not while another one writes what it decided before
+    plan.phases[0].decisions.load(workdir, step, cut=here().first)
     return check_data(plan, data)
 
 
 def read_batches(
-    plan: RunPlan, data: Data, ledger: Ledger, workdir: Path, losses_at: Callable[[int], Mapping[str, float]], step: int
+    plan: RunPlan,
+    data: Data,
+    ledger: Ledger,
+    workdir: Path,
+    losses_at: Callable[[int], Mapping[str, float]],
+    step: int,
+    rows: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This host's rows of every batch from `step` on.
+    """The `rows` (all by default) of every batch from `step` on.
 
     Where a mixer with feedback has to decide before a batch, it does so from the losses of that step, notes it, and the
     data plan (the ledger's as well) is that of the decision from there on.
@@ -107,11 +114,12 @@ def read_batches(
         made = phase.decisions
         if every and inside and inside % every == 0 and not any(d.step == step for d in made.made):
             losses = losses_at(step)
-            made.add(Decision(step, phase.name, inside, losses, phase.decide(losses)), workdir)
+            log = workdir if here().first else None
+            made.add(Decision(step, phase.name, inside, losses, phase.decide(losses)), log)
             ledger.mix = check_data(plan, data)
         # A round without a decision at its end ends with its phase; other phases are read in one go.
         stop = min(phase.end, step - inside % every + every) if every else _until_decision(plan, step)
-        yield from start_at(host_batches(plan, data, ledger.mix), step, stop=stop)
+        yield from start_at(host_batches(plan, data, ledger.mix, rows), step, stop=stop)
         step = stop
 
 
@@ -120,12 +128,7 @@ def _until_decision(plan: RunPlan, step: int) -> int:
     return next((p.first_step for p in plan.phases if p.first_step > step and p.decides_every), plan.total_steps)
 
 
-def host_batches(plan: RunPlan, data: Data, mix: MixPlan) -> Batches:
-    """This host's rows of every batch."""
-    if plan.spec.batch.sequences % jax.process_count():
-        raise RunError(
-            f"batch.sequences: {plan.spec.batch.sequences} rows cannot be split over {jax.process_count()} hosts"
-        )
+def host_batches(plan: RunPlan, data: Data, mix: MixPlan, rows: np.ndarray | None = None) -> Batches:
+    """The `rows` (of this process; all by default) of every batch."""
     stores = {name: source.train for name, source in data.sources.items()}
-    vocab_size = plan.spec.model.vocab_size
-    return Batches(mix, stores, jax.process_index(), jax.process_count(), end_of_document(plan, data), vocab_size)
+    return Batches(mix, stores, rows, end_of_document(plan, data), plan.spec.model.vocab_size)

@@ -2,7 +2,8 @@
 
 1. the run's own newest sound checkpoint (a preempted run goes on, whatever `init` says);
 2. `init.from_run`: another run's checkpoint, `what` of it;
-3. scratch: the model's own initialisation from the run's seed.
+3. `init.from_hf`: a Hugging Face model directory, its parameters;
+4. scratch: the model's own initialisation from the run's seed.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
+import numpy as np
 
 from cpt.config import InitSpec, RunSpec
 from cpt.data.tokenizers._base import Tokenizer
 from cpt.errors import RunError
-from cpt.models.base import Model
+from cpt.models import base, convert
+from cpt.plan import RunPlan
 from cpt.sections import to_dict
 from cpt.training.checkpoint import FULL_KINDS, Checkpoints, DamagedCheckpoint, Saved, read_meta, restore
+from cpt.training.guard import Guard, Incident
+from cpt.training.machine import Machine
+from cpt.training.processes import here
 from cpt.training.state import State
 
 # How the model computes, not what its parameters are.
@@ -28,46 +33,63 @@ MAY_DIFFER = {"compute_dtype", "context", "remat", "init", "init_std"}
 
 
 def initial_state(
-    spec: RunSpec,
-    tokenizer: Tokenizer | None,
-    model: Model,
-    tx: optax.GradientTransformation,
-    abstract: State,
-    checkpoints: Checkpoints,
-    say: Callable[[str], None],
+    machine: Machine, tokenizer: Tokenizer | None, checkpoints: Checkpoints, say: Callable[[str], None]
 ) -> tuple[State, int, dict[str, Any] | None]:
     """State, step and (of an own checkpoint, or a parent's) meta to start from.
 
     Args:
       tokenizer: of this run; None where nobody knows it.
-      abstract: `ShapeDtypeStruct`s with the shardings of this machine.
       say: receives the branch taken and any damaged checkpoint.
 
     Raises:
       RunError: own checkpoints exist and none can be read; `init.from_run` has no such checkpoint, or one of another
-        model or tokenizer.
+        model or tokenizer; so has `init.from_hf`.
+      ConfigError: `init.from_hf` is no directory that converts.
     """
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    spec, abstract = machine.plan.spec, machine.abstract
     if found := checkpoints.restore_latest(abstract, say):
         saved, state, meta = found
         say(f"initialised from own checkpoint {saved} (step {saved.step})")
         return state, saved.step, meta
-    init = spec.init
+    init, opt_state, at, meta = spec.init, None, 0, None
     if init.from_run:
-        saved = checkpoint_of(init)
+        (saved,) = _decided(lambda: [checkpoint_of(init)])
         _check_same_model(Path(init.from_run), saved, spec, tokenizer.hash if tokenizer is not None else None)
         try:
             (params, opt_state), meta = restore(saved, abstract, params_only=not init.brings_optimizer)
         except DamagedCheckpoint as e:
             raise RunError(f"init.from_run: {saved.path}: {e}; choose another init.step") from e
-        if opt_state is None:
-            opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
-        say(f"initialised {init.what} from {init.from_run}, checkpoint {saved}")
+        said = f"initialised {init.what} from {init.from_run}, checkpoint {saved}"
         at, meta = (saved.step, meta) if init.what == "all" else (0, None)
-        return State(params, opt_state), at, meta
-    params = jax.jit(model.init, out_shardings=shardings.params)(jax.random.key(spec.seed))
-    say("initialised from scratch")
-    return State(params, jax.jit(tx.init, out_shardings=shardings.opt_state)(params)), 0, None
+    elif init.from_hf:
+        params = _from_hugging_face(init.from_hf, spec, abstract.params)
+        said = f"initialised params from the Hugging Face directory {init.from_hf}"
+    else:
+        params, said = _fresh(machine.model, spec.seed, abstract.params), "initialised from scratch"
+    policy = f"; optimizer: {machine.plan.phases[0].spec.optimizer.policy if opt_state is not None else 'fresh'}"
+    if opt_state is None:
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.opt_state)
+        opt_state = jax.jit(machine.tx.init, out_shardings=shardings)(params)
+    say(said + ("" if init.what == "all" and init.from_run else policy))
+    return State(params, opt_state), at, meta
+
+
+def _fresh(model: base.Model, seed: int, abstract: Any) -> Any:
+    return jax.jit(model.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(jax.random.key(seed))
+
+
+def _from_hugging_face(folder: str, spec: RunSpec, abstract: Any) -> Any:
+    """The parameters in a Hugging Face directory, each put where it belongs before the next one is read."""
+    theirs, ours = to_dict(convert.read_spec(folder)), to_dict(spec.model)
+    _check_fields("init.from_hf", folder, theirs, ours)
+
+    def place(keys: tuple[str, ...], array: np.ndarray) -> jax.Array:
+        leaf = abstract
+        for key in keys:
+            leaf = leaf[key]
+        return jax.make_array_from_callback(array.shape, leaf.sharding, lambda index: array[index])
+
+    return convert.read(folder, place)[1]
 
 
 def checkpoint_of(init: InitSpec) -> Saved:
@@ -91,13 +113,7 @@ def _check_same_model(run: Path, saved: Saved, spec: RunSpec, tokenizer: str | N
         meta = read_meta(saved)
     except (OSError, ValueError, KeyError, TypeError, DamagedCheckpoint) as e:
         raise RunError(f"init.from_run: {run}: its plan or {saved} cannot be read ({e}); choose another run") from e
-    ours = to_dict(spec.model)
-    for name in sorted({*ours, *theirs} - MAY_DIFFER):
-        if ours.get(name) != theirs.get(name):
-            raise RunError(
-                f"init.from_run: model.{name} is {theirs.get(name)!r} in {run}, {ours.get(name)!r} here; "
-                f"set model.{name} to {theirs.get(name)!r}, or start from another run"
-            )
+    _check_fields("init.from_run", run, theirs, to_dict(spec.model))
     if spec.init.brings_optimizer and their_optimizer != spec.optimizer.kind:
         raise RunError(
             f"init.from_run: optimizer.kind is {their_optimizer!r} in {run}, {spec.optimizer.kind!r} here; "
@@ -109,3 +125,78 @@ def _check_same_model(run: Path, saved: Saved, spec: RunSpec, tokenizer: str | N
             f"init.from_run: {run} was trained with another tokenizer ({known[:8]}, here {tokenizer[:8]}), whose ids "
             "mean other tokens; use its tokenizer: tokenizer.kind=file and tokenizer.path"
         )
+
+
+def _check_fields(field: str, place: Any, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    for name in sorted({*ours, *theirs} - MAY_DIFFER):
+        if ours.get(name) != theirs.get(name):
+            raise RunError(
+                f"{field}: model.{name} is {theirs.get(name)!r} in {place}, {ours.get(name)!r} here; "
+                f"set model.{name} to {theirs.get(name)!r}, or start from another one"
+            )
+
+
+def params_at(plan: RunPlan, checkpoints: Checkpoints, step: int, model: base.Model, abstract: State) -> Any:
+    """The parameters that the run had at `step`: from its checkpoints, or at step 0 from where it was initialised.
+
+    Raises:
+      RunError: there is no sound checkpoint of that step.
+    """
+    checkpoints.wait()
+    init = plan.spec.init
+    if step == 0 and not init.from_run:
+        if init.from_hf:
+            return _from_hugging_face(init.from_hf, plan.spec, abstract.params)
+        return _fresh(model, plan.spec.seed, abstract.params)
+
+    def find() -> list[Saved]:
+        found = [s for s in checkpoints.finished((*FULL_KINDS, "grid")) if s.step == step]
+        if init.from_run and init.what == "all":  # a child's past is its parent's
+            parent = Checkpoints(Path(init.from_run) / "checkpoints")
+            found += [s for s in parent.finished((*FULL_KINDS, "grid")) if s.step == step]
+        elif step == 0:
+            found = [checkpoint_of(init)]
+        return found[:1]
+
+    if (saved := next(iter(_decided(find)), None)) is None:
+        raise RunError(f"{checkpoints.directory}: no checkpoint of step {step}, which a probe compares with")
+    try:
+        return restore(saved, abstract, params_only=True)[0].params
+    except DamagedCheckpoint as e:
+        raise RunError(f"{saved.path}: {e}; bring it back from a copy") from e
+
+
+def go_back(
+    machine: Machine, checkpoints: Checkpoints, guard: Guard, spike: Incident, state: State, say: Callable[[str], None]
+) -> State:
+    """The state that the run has after it went back before a spike; `state` itself where there is nowhere to go.
+
+    That of the newest checkpoint of the phase from `guard.back` updates before or earlier, else of the oldest one.
+    """
+    checkpoints.wait()
+    phase, wanted = machine.plan.phase_at(spike.step), guard.wanted(spike)
+
+    def find() -> list[Saved]:
+        found = [s for s in checkpoints.finished() if phase.first_step <= s.step <= spike.step]
+        early = [s for s in found if s.step <= wanted]
+        late = [s for s in found if s.step > wanted]
+        return [*early, *reversed(late)]
+
+    for saved in _decided(find):
+        try:
+            back, _ = restore(saved, machine.abstract)
+        except DamagedCheckpoint as e:
+            say(f"checkpoint {saved} is damaged ({e}); looking for another one to go back to")
+            continue
+        guard.rewound(spike, saved.step)
+        say(f"step {spike.step}: back to the state of step {saved.step} ({saved}), on with the data that come next")
+        at_edge = saved.step == phase.first_step and phase.first_step in machine.switch
+        return machine.switch[phase.first_step](back) if at_edge else back
+    say(f"step {spike.step}: this phase has no checkpoint to go back to; on without the update")
+    return state
+
+
+def _decided(find: Callable[[], list[Saved]]) -> list[Saved]:
+    """The checkpoints that the first process finds, for all: a directory can change between two looks."""
+    told = here().decide(lambda: [[s.kind, s.step, str(s.path)] for s in find()])
+    return [Saved(kind, step, Path(path)) for kind, step, path in told]

@@ -21,7 +21,7 @@ from cpt.training.checkpoint import Checkpoints, DamagedCheckpoint, Saved, resto
 from cpt.training.evaluation import build_evaluation, without_probes
 from cpt.training.feed import Data
 from cpt.training.logs import JsonLines
-from cpt.training.loop import abstract_state
+from cpt.training.machine import abstract_state
 from cpt.training.sharding import BATCH, make_mesh
 from cpt.training.state import State
 from cpt.training.workdir import claim, prepare_workdir, stored_plan

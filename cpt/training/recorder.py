@@ -1,7 +1,8 @@
 """What the loop leaves on disk: metrics, evaluations, ledger; fetched from the devices one update late.
 
 While update `t` runs, the results of update `t - 1` are fetched and written, so the host never makes the devices wait.
-The files only ever hold rows that belong to one history: a resumed run cuts them back to its step first.
+The files only ever hold rows that belong to one history: a resumed run cuts them back to its step first. Where several
+processes train, all of them fetch and check the results, and the first one writes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,10 @@ from cpt.evaluators.rows import write_atomic
 from cpt.plan import RunPlan
 from cpt.sections import to_dict
 from cpt.training.evaluation import Evaluation
+from cpt.training.guard import Guard
 from cpt.training.loggers import LoggerFacts, open_loggers
 from cpt.training.logs import JsonLines, cut
+from cpt.training.processes import here
 from cpt.training.state import Sums
 
 IN_LOOP = "in-loop"  # the `checkpoint` of an evaluation made while training
@@ -34,12 +38,15 @@ IN_LOOP = "in-loop"  # the `checkpoint` of an evaluation made while training
 class Recorder:
     """Queue of results that the devices still compute, and the files they go to.
 
+    Attributes:
+      heard: gets the number of each update and what processes asked each other for with it (`Requests.heard`).
+
     Args:
       workdir: the run directory.
       plan, ledger, evaluation: what the rows mean.
       step: where the run starts or resumes; later rows on disk are cut.
       progress: shown to the person watching.
-      skipped_in_a_row: updates right before `step` that were not finite.
+      guard: judges the updates; of a run that resumes, with what it knew.
     """
 
     def __init__(
@@ -50,10 +57,23 @@ class Recorder:
         evaluation: Evaluation,
         step: int,
         progress: Any,
-        skipped_in_a_row: int = 0,
+        guard: Guard | None = None,
     ):
         self.workdir, self.plan, self.ledger, self.progress = workdir, plan, ledger, progress
-        self.evaluation = evaluation
+        self.evaluation, self.guard = evaluation, guard or Guard(plan)
+        self.heard: Callable[[int, np.ndarray | None], None] = lambda update, asked_2: None
+        self.busy_s = {"step": 0.0, "eval": 0.0, "data": 0.0}
+        self._pending: deque[tuple] = deque()
+        self._evaluated: tuple[int, dict[str, float]] = (-1, {})  # the last evaluation that was written
+        self._start_step, self._started, self._last_done = step, time.monotonic(), 0.0
+        self._writes = here().first
+        if self._writes:
+            self._cut(step)
+        self.metrics, self.evals, self.sequences, self.probes, self.board = self._open(step)
+
+    def _cut(self, step: int) -> None:
+        """Cut the files of before back to `step`."""
+        workdir, plan = self.workdir, self.plan
         # metrics rows are numbered by the updates done after them, evaluations by the updates done before.
         cut(workdir / "metrics.jsonl", lambda row: row["step"] <= step)
         due = plan.sets_at(step)
@@ -62,20 +82,20 @@ class Recorder:
         cut(workdir / "probes.jsonl", _past(step, "probe", plan.probes_at(step)))
         for row in cut(workdir / "eval.jsonl", past):
             if row["phase"] == plan.phase_at(step).name:
-                progress.evaluated(row["step"], row)
-        note_origin(workdir, evaluation.origin())
-        self.metrics = JsonLines(workdir / "metrics.jsonl")
-        self.evals = JsonLines(workdir / "eval.jsonl")
-        self.sequences = JsonLines(workdir / "eval_sequences.jsonl")
-        self.probes = JsonLines(workdir / "probes.jsonl") if plan.spec.evaluation.probes else None
-        say = lambda line: progress.console.print(line, highlight=False, soft_wrap=True)  # noqa: E731
-        facts = LoggerFacts(workdir, plan.name, plan.hash, to_dict(plan.spec), step, say)
-        self.board = open_loggers(plan.spec.loggers, facts)
-        self.skipped_in_a_row = skipped_in_a_row
-        self.busy_s = {"step": 0.0, "eval": 0.0, "data": 0.0}
-        self._pending: deque[tuple] = deque()
-        self._evaluated: tuple[int, dict[str, float]] = (-1, {})  # the last evaluation that was written
-        self._start_step, self._started, self._last_done = step, time.monotonic(), 0.0
+                self.progress.evaluated(row["step"], row)
+        note_origin(workdir, self.evaluation.origin())
+
+    def _open(self, step: int) -> tuple:
+        workdir, plan = self.workdir, self.plan
+        if not self._writes:
+            return (Nowhere(),) * 5
+        lines = [JsonLines(workdir / f"{name}.jsonl") for name in ("metrics", "eval", "eval_sequences")]
+        probes = JsonLines(workdir / "probes.jsonl") if plan.spec.evaluation.probes else Nowhere()
+        facts = LoggerFacts(workdir, plan.name, plan.hash, to_dict(plan.spec), step, self._say)
+        return *lines, probes, open_loggers(plan.spec.loggers, facts)
+
+    def _say(self, line: str, style: str | None = None) -> None:
+        self.progress.console.print(line, style=style, highlight=False, soft_wrap=True)
 
     def resume_clock(self) -> None:
         """Do not charge the next update for the time since the last one (a checkpoint was saved, say)."""
@@ -132,12 +152,15 @@ class Recorder:
     def write_ledger(self) -> None:
         """Check the ledger and write `ledger.json`. Raises RunError if consumed and planned differ."""
         self.ledger.check()
-        write_atomic(self.workdir / "ledger.json", json.dumps(self.ledger.to_json(), indent=1))
+        out = self.ledger.to_json()
+        out["totals"] |= self.guard.not_learned(self.plan.spec.batch.sequences * self.plan.spec.batch.length)
+        out["guard"] = [asdict(incident) for incident in self.guard.incidents]
+        if self._writes:
+            write_atomic(self.workdir / "ledger.json", json.dumps(out, indent=1))
 
     def close(self) -> None:
         for f in (self.metrics, self.evals, self.sequences, self.probes, self.board):
-            if f is not None:
-                f.close()
+            f.close()
 
     def _write_next(self) -> None:
         kind, step, result, dispatched, lr, data_wait_s = self._pending.popleft()
@@ -152,6 +175,7 @@ class Recorder:
         else:
             self.busy_s["step"] += busy
             self.busy_s["data"] += data_wait_s
+            self.heard(step, host.asked)
             self._write_metrics(step, host, lr, data_wait_s, busy)
 
     @property
@@ -178,7 +202,7 @@ class Recorder:
             self.probes.write({**row, "values": values, "checkpoint": IN_LOOP})
             if values.get("warning") == 1.0:
                 told = ", ".join(f"{k} {v:.3g}" for k, v in values.items() if k != "warning")
-                self.progress.console.print(f"step {step}: the probe {name} warns ({told})", style="yellow")
+                self._say(f"step {step}: the probe {name} warns ({told})", style="yellow")
             for key, value in values.items():
                 if math.isfinite(value):
                     self.board.scalar(f"probe/{name}/{key}", value, step)
@@ -206,22 +230,36 @@ class Recorder:
         if not sums.finite:
             row |= {"skipped": True, "loss": None, "grad_norm": None}
             row |= {k: None for k in row if k.endswith("/loss") or k == "objective"}
+        elif sums.spike:
+            row |= {"skipped": True}
         self.metrics.write(row)
         for key in ("loss", "lr", "grad_norm"):
             if row[key] is not None:
                 self.board.scalar(f"train/{key}", row[key], step + 1)
-        self._guard(step, bool(sums.finite))
+        self._judge(step, sums)
         done = step + 1 - self._start_step
         left = (time.monotonic() - self._started) / done * (self.plan.total_steps - step - 1) if done > 3 else None
         if sums.finite:
             self.progress.trained(row, left)
 
-    def _guard(self, step: int, finite: bool) -> None:
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
-        if not finite:
-            self.progress.console.print(f"step {step}: loss or gradient is not finite; update skipped")
-        if self.skipped_in_a_row >= self.plan.spec.guard.max_skipped:
-            raise NonFinite(f"{self.skipped_in_a_row} updates in a row were not finite, the last at step {step}")
+    def _judge(self, step: int, sums: Sums) -> None:
+        """What the guard says of an update: a line for the person watching, or the end of the run."""
+        numbers = float(sums.objective), float(sums.grad_norm)
+        incident = self.guard.saw(step, *numbers, bool(sums.finite), bool(sums.spike))
+        if incident is None:
+            return
+        if incident.why == "spike":
+            told = f"step {step}: loss {numbers[0]:.3f}, gradient norm {numbers[1]:.3g} are a spike"
+            if incident.limits:
+                told += f" (limits {incident.limits[0]:.3f}, {incident.limits[1]:.3g})"
+            if self.plan.spec.guard.spike == "stop":
+                raise Unstable(told)
+            self._say(f"{told}; update skipped", style="yellow")
+        else:
+            self._say(f"step {step}: loss or gradient is not finite; update skipped", style="yellow")
+        if self.guard.in_a_row >= self.plan.spec.guard.max_skipped:
+            what = "a spike" if incident.why == "spike" else "not finite"
+            raise Unstable(f"{self.guard.in_a_row} updates in a row were skipped, the last, {what}, at step {step}")
 
 
 def _past(step: int, key: str, again: Iterable[str]) -> Callable[[dict[str, Any]], bool]:
@@ -253,11 +291,21 @@ def probe_values(name: str, given: dict[str, Any]) -> dict[str, float]:
         raise RunError(f"evaluation.probes.{name}: gave what is no number ({e})") from e
 
 
-class NonFinite(Exception):
-    """Too many updates in a row that were not finite.
+class Nowhere:
+    """Where the results of a process go that does not write."""
+
+    def write(self, row: dict[str, Any]) -> None: ...
+
+    def scalar(self, name: str, value: float, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Unstable(Exception):
+    """Training went wrong and is to end: too many updates in a row that were not finite, or a spike.
 
     Attributes:
-      what: how many, and the last.
+      what: for the line that the run ends with.
     """
 
     def __init__(self, what: str):

@@ -14,7 +14,7 @@ from cpt.models import base
 from cpt.objectives.cross_entropy import automatic_rows, cross_entropy
 from cpt.optimizers import building as optimizers
 from cpt.training.checkpoint import Checkpoints, DamagedCheckpoint, restore
-from cpt.training.loop import abstract_state
+from cpt.training.machine import abstract_state
 from cpt.training.merging import KINDS, find_checkpoints
 from cpt.training.sharding import make_mesh
 from cpt.training.workdir import stored_plan

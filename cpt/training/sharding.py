@@ -76,9 +76,37 @@ def optimizer_shardings(tx: optax.GradientTransformation, abstract: Any, shardin
     )
 
 
-def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of a batch, as global arrays split over `data` and `fsdp`."""
+def host_rows(mesh: Mesh, sequences: int) -> np.ndarray:
+    """Numbers of the rows of a batch that the devices of this process hold, increasing.
+
+    Processes hold the same rows where the axes that split rows do not tell them apart.
+    """
+    indices = NamedSharding(mesh, BATCH).addressable_devices_indices_map((sequences,)).values()
+    return np.unique(np.concatenate([np.arange(sequences)[rows] for (rows,) in indices]))
+
+
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray], sequences: int) -> dict[str, jax.Array]:
+    """This process's rows (`host_rows`) of a batch of `sequences`, as global arrays split over `data` and `fsdp`."""
     sharding = NamedSharding(mesh, BATCH)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+    return {name: from_local(sharding, rows, (sequences, *rows.shape[1:])) for name, rows in batch.items()}
+
+
+def from_local(sharding: NamedSharding, rows: np.ndarray, shape: tuple[int, ...]) -> jax.Array:
+    """The global array of `shape` whose rows on the devices of this process are `rows`."""
+    # JAX takes this for a transfer that nobody asked for.
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_process_local_data(sharding, rows, shape)
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """Host data that is the same in every process, on all devices."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    # Not `device_put`: over several processes it compares what each of them gave, which costs a collective.
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(
+            lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda _: np.asarray(x)), tree
+        )

@@ -10,7 +10,7 @@ STOPPED_BY_SIGNAL = 75  # exit code: saved, start me again (EX_TEMPFAIL)
 
 
 class StopRequest:
-    """`with StopRequest() as stop: ... if stop.name: ...`; `name` is the signal that came, or None."""
+    """`with StopRequest() as stop: ... if stop.name: ...`; `name` is the signal or event that came, or None."""
 
     def __init__(self):
         self.name: str | None = None
@@ -25,6 +25,10 @@ class StopRequest:
     def __exit__(self, *_: Any) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
+
+    def ask(self, name: str) -> None:
+        """Ask to stop, for a reason other than a signal."""
+        self.name = self.name or name
 
     def _asked(self, number: int, frame: Any) -> None:
         if self.name is not None:

@@ -25,7 +25,9 @@ class Sums(NamedTuple):
       tokens_K: int32 tokens of each column.
       objective: what was minimised (weighted mean, nats per token).
       grad_norm: global norm before clipping.
-      finite: whether the update was applied.
+      finite: whether objective and gradient are; if not, the update was not applied.
+      spike: whether they are above the limits that were given; then it was not applied either.
+      asked: the largest of what each process asked of all (`cpt.training.requests`); None in a process alone.
     """
 
     nats_K: jax.Array
@@ -33,3 +35,5 @@ class Sums(NamedTuple):
     objective: jax.Array
     grad_norm: jax.Array
     finite: jax.Array
+    spike: jax.Array
+    asked: jax.Array | None = None

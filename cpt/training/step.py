@@ -19,9 +19,9 @@ def make_train_step(
 ) -> Callable[[State, dict[str, jax.Array], jax.Array, jax.Array], tuple[State, Sums]]:
     """The update, to be jitted with the state donated.
 
-    The learning rate, the loss multiplier of each column and, where they vary, beta2 and weight decay are arguments:
-    schedules and weights are the plan's business. The objective is `sum(multiplier * nll) / tokens`; with multipliers
-    of 1 it is plain cross-entropy, bit for bit.
+    The learning rate, the loss multiplier of each column and, in `extra`, beta2 and weight decay where they vary and
+    the limits of a spike, are arguments: they are the business of plan and guard. The objective is
+    `sum(multiplier * nll) / tokens`; with multipliers of 1 it is plain cross-entropy, bit for bit.
 
     Args:
       model: gives hidden states and the output matrix.
@@ -59,15 +59,21 @@ def make_train_step(
         return jax.lax.scan(add, zeros, micro_AxB)[0]
 
     def train_step(
-        state: State, batch: dict[str, jax.Array], lr: jax.Array, multipliers_K: jax.Array, hyper: dict | None = None
+        state: State, batch: dict[str, jax.Array], lr: jax.Array, multipliers_K: jax.Array, extra: dict | None = None
     ):
-        (objective, (nats_K, tokens_K)), grads = gradients(state.params, batch, multipliers_K)
+        extra, asked_Dx2 = dict(extra or {}), batch.get("asked_Dx2")
+        limits = extra.pop("loss_limit", jnp.inf), extra.pop("norm_limit", jnp.inf)
+        rows = {name: x for name, x in batch.items() if name != "asked_Dx2"}
+        (objective, (nats_K, tokens_K)), grads = gradients(state.params, rows, multipliers_K)
         grad_norm = optax.tree.norm(grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, **(hyper or {}))
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
         finite = jnp.isfinite(objective) & jnp.isfinite(grad_norm)
-        # A step that is not finite leaves no trace: neither in the parameters nor in the moments.
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), State(params, opt_state), state)
-        return new, Sums(nats_K, tokens_K, objective, grad_norm, finite)
+        spike = finite & ((objective > limits[0]) | (grad_norm > limits[1]))
+        # What is not applied leaves no trace: neither in the parameters nor in the moments.
+        applied = finite & ~spike
+        new = jax.tree.map(lambda a, b: jnp.where(applied, a, b), State(params, opt_state), state)
+        asked_2 = None if asked_Dx2 is None else asked_Dx2.max(axis=0)
+        return new, Sums(nats_K, tokens_K, objective, grad_norm, finite, spike, asked_2)
 
     return train_step

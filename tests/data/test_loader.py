@@ -42,7 +42,9 @@ def recipe_of(root, sequences: int) -> SimpleNamespace:
 
 
 def batches(recipe, host: int = 0, hosts: int = 1) -> Batches:
-    return Batches(recipe.mix, recipe.stores, host, hosts, end_of_document=END)
+    per_host = recipe.mix.batch // hosts
+    rows = slice(host * per_host, (host + 1) * per_host)
+    return Batches(recipe.mix, recipe.stores, rows, end_of_document=END)
 
 
 def assert_same(a: dict, b: dict) -> None:

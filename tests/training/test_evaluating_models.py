@@ -14,13 +14,15 @@ from cpt.config import load
 from cpt.errors import ConfigError, RunError
 from cpt.evaluators.summary import summarise
 from cpt.models import base, convert
+from cpt.optimizers import building as optimizers
 from cpt.plan import resolve
 from cpt.reports.page import write_report
-from cpt.training import loop
 from cpt.training.benchmarks import Benchmarks
-from cpt.training.checkpoint import restore
+from cpt.training.checkpoint import Checkpoints, restore
 from cpt.training.evaluating import evaluate_run
 from cpt.training.evaluating_models import evaluate_models, steps_of
+from cpt.training.initialise import params_at
+from cpt.training.machine import abstract_state
 from cpt.training.merging import find_checkpoints
 from cpt.training.sharding import make_mesh
 
@@ -36,9 +38,7 @@ def exported(tmp_path_factory):
     config.evaluation.probes = {}
     plan, run = resolve(load(config)), root / "run"
     train(plan, run)
-    abstract = loop.abstract_state(
-        base.build(plan.spec.model), loop.optimizers.build(plan), make_mesh(plan.spec.mesh, 8)
-    )
+    abstract = abstract_state(base.build(plan.spec.model), optimizers.build(plan), make_mesh(plan.spec.mesh, 8))
     folders = []
     for saved in find_checkpoints(run, [4, 12, 24]):
         params = jax.device_get(restore(saved, abstract, params_only=True)[0].params)
@@ -111,15 +111,15 @@ def test_a_probe_gets_the_parameters_of_any_checkpoint_and_of_the_start(exported
     recipe, run, _ = exported
     plan = resolve(recipe)
     model = base.build(plan.spec.model)
-    abstract = loop.abstract_state(model, loop.optimizers.build(plan), make_mesh(plan.spec.mesh, 8))
-    checkpoints = loop.Checkpoints(run / "checkpoints")
-    first = loop.params_at(plan, checkpoints, 0, model, abstract)
+    abstract = abstract_state(model, optimizers.build(plan), make_mesh(plan.spec.mesh, 8))
+    checkpoints = Checkpoints(run / "checkpoints")
+    first = params_at(plan, checkpoints, 0, model, abstract)
     fresh = jax.jit(model.init)(jax.random.key(plan.spec.seed))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), first, fresh))
-    later = loop.params_at(plan, checkpoints, 8, model, abstract)
+    later = params_at(plan, checkpoints, 8, model, abstract)
     assert not jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), first, later))
     with pytest.raises(RunError, match="no checkpoint of step 9, which a probe compares with"):
-        loop.params_at(plan, checkpoints, 9, model, abstract)
+        params_at(plan, checkpoints, 9, model, abstract)
 
 
 # ---- benchmarks ----

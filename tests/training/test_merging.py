@@ -17,11 +17,13 @@ from cpt.config import load
 from cpt.data.preparing import open_sources
 from cpt.errors import RunError
 from cpt.models import base
+from cpt.optimizers import building as optimizers
 from cpt.plan import resolve
 from cpt.schedules.merging import effective_weights, named_coefficients
 from cpt.training import loop, workdir
 from cpt.training.checkpoint import Checkpoints, restore
 from cpt.training.feed import Data
+from cpt.training.machine import abstract_state
 from cpt.training.merging import average, find_checkpoints, merge
 from cpt.training.sharding import make_mesh
 from cpt.training.state import State
@@ -42,8 +44,8 @@ def constant(tmp_path_factory):
     sources, tokenizer = open_sources(plan.spec.sources, plan.spec.tokenizer, Path(plan.spec.stores), lambda _: None)
     workdir.prepare_workdir(run)
     loop.train(plan, Data(sources, tokenizer), run, Console(file=io.StringIO()))
-    tx = loop.optimizers.build(plan)
-    return plan, run, loop.abstract_state(base.build(plan.spec.model), tx, make_mesh(plan.spec.mesh, 8))
+    tx = optimizers.build(plan)
+    return plan, run, abstract_state(base.build(plan.spec.model), tx, make_mesh(plan.spec.mesh, 8))
 
 
 def params_at(run, step, abstract):

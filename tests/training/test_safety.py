@@ -21,9 +21,13 @@ from cpt.config import load
 from cpt.data.ids import IdFile
 from cpt.data.preparing import open_sources
 from cpt.errors import DataError, RunError
+from cpt.models import base
+from cpt.optimizers import building as optimizers
 from cpt.plan import resolve
-from cpt.training import checkpoint, faults, logs, loop, run, step, workdir
+from cpt.training import checkpoint, faults, logs, loop, machine, step, workdir
 from cpt.training.feed import Data
+from cpt.training.machine import abstract_state
+from cpt.training.sharding import make_mesh
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -171,14 +175,14 @@ def poisoned(monkeypatch):
     def make(*args):
         train_step = made(*args)
 
-        def poison(state, batch, lr, multipliers_K):
+        def poison(state, batch, lr, multipliers_K, *rest):
             # Told by the learning rate, the only argument that knows the step; -1 marks a step to spoil.
             bad = jax.numpy.where(lr < 0, jax.numpy.nan, 1.0)
-            return train_step(state, batch, jax.numpy.abs(lr), multipliers_K * bad)
+            return train_step(state, batch, jax.numpy.abs(lr), multipliers_K * bad, *rest)
 
         return poison
 
-    monkeypatch.setattr(loop, "make_train_step", make)
+    monkeypatch.setattr(machine, "make_train_step", make)
     plan_lr = loop.RunPlan.lr
     monkeypatch.setattr(loop.RunPlan, "lr", lambda self, t: plan_lr(self, t) * (-1 if t >= Poison.first else 1))
     return Poison
@@ -194,7 +198,7 @@ def test_a_streak_pushes_out_no_checkpoint_of_before_it(root, tmp_path, poisoned
     # Those of the streak are not saved; the oldest is only removed once the next one is.
     assert [s.step for s in checkpoint.Checkpoints(into / "checkpoints").finished(("rolling",))] == [13, 12, 11]
     line = str(stopped.value)
-    assert "5 updates in a row were not finite, the last at step 17" in line
+    assert "5 updates in a row were skipped, the last, not finite, at step 17" in line
     assert f"--config.init.from_run={into} --config.init.step=13" in line
     rows = [json.loads(text, parse_constant=pytest.fail) for text in (into / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows if r.get("skipped")] == [r["step"] for r in rows][13:]
@@ -298,8 +302,8 @@ def test_the_first_phase_too_decides_about_moments_that_were_brought_along(root,
 def updates_counted(config, run_dir, at):
     """The bias-correction count in the anchor of step `at`."""
     plan = resolve(load(config))
-    tx = loop.optimizers.build(plan)
-    abstract = loop.abstract_state(loop.base.build(plan.spec.model), tx, loop.make_mesh(plan.spec.mesh, 8))
+    tx = optimizers.build(plan)
+    abstract = abstract_state(base.build(plan.spec.model), tx, make_mesh(plan.spec.mesh, 8))
     (saved,) = [s for s in checkpoint.Checkpoints(run_dir / "checkpoints").finished(("anchor",)) if s.step == at]
     return max(int(x) for x in jax.tree.leaves(checkpoint.restore(saved, abstract)[0].opt_state) if x.ndim == 0)
 
@@ -321,12 +325,6 @@ def test_an_evaluation_at_the_step_of_a_resume_is_kept_where_the_new_plan_has_no
     train(longer, into)
     assert at_12 and [r for r in evaluated() if r["step"] == 12] == at_12
     assert evaluated()[-1]["step"] == 15
-
-
-def test_several_processes_are_refused_in_one_line(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(run.jax, "process_count", lambda: 2)
-    with pytest.raises(RunError, match=r"2 processes: .*start one"):
-        run.run_training(resolve(load(config_of(root))), tmp_path, Console(file=io.StringIO()))
 
 
 @pytest.mark.slow
@@ -402,10 +400,10 @@ def test_a_shard_that_is_cut_off_while_training_costs_nothing(root, finished, tm
     config = config_of(root)
     step_of_loss, real = 7, loop.put_batch
 
-    def put(mesh, batch):
+    def put(mesh, batch, sequences):
         nonlocal step_of_loss
         step_of_loss -= 1
-        return real(mesh, batch)
+        return real(mesh, batch, sequences)
 
     read = IdFile.read
 

@@ -89,14 +89,8 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
         # While updates fail, the rolling ones of before must not be pushed out: the way back leads through them.
         if guard.in_a_row and not last:
             kinds = tuple(k for k in kinds if k != "rolling")
-        facts = {
-            "plan_hash": plan.hash,
-            "tokens": plan.clock(step).tokens,
-            "skipped_in_a_row": guard.in_a_row,
-            "guard": guard.to_json(),
-            "ledger": ledger.to_json(),
-            **trains_on,
-        }
+        facts = {"plan_hash": plan.hash, "tokens": plan.clock(step).tokens, "skipped_in_a_row": guard.in_a_row}
+        facts |= {"guard": guard.to_json(), "ledger": ledger.to_json(), **trains_on}
         for kind in kinds:
             if not checkpoints.has(kind, step):
                 with jax.transfer_guard("allow"):

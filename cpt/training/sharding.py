@@ -107,6 +107,5 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
         return jax.device_put(tree, sharding)
     # Not `device_put`: over several processes it compares what each of them gave, which costs a collective.
     with jax.transfer_guard_host_to_device("allow"):
-        return jax.tree.map(
-            lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda _: np.asarray(x)), tree
-        )
+        put = lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda _: np.asarray(x))  # noqa: E731
+        return jax.tree.map(put, tree)

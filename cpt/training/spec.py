@@ -1,0 +1,71 @@
+"""The sections of a config that say where a run starts, and what it does when something goes wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cpt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class InitSpec:
+    """Where the weights of a new run come from; the run's own checkpoints always win over this.
+
+    Attributes:
+      from_run: run directory.
+      from_hf: Hugging Face model directory (`config.json` and safetensors); only without `from_run`.
+      step: which of the checkpoints of `from_run`; None = the newest.
+      what: `params`; `params+opt`, with the optimizer's moments; `all`, with the position as well: the run is a child
+        that goes on at that step of its own plan, whose past must be that of `from_run`.
+    """
+
+    from_run: str | None = None
+    from_hf: str | None = None
+    step: int | None = None
+    what: Literal["params", "params+opt", "all"] = "params"
+
+    def __post_init__(self):
+        if self.from_run is not None and self.from_hf is not None:
+            raise ConfigError(f"init: from_run={self.from_run} and from_hf={self.from_hf}; give one of them")
+        if self.from_hf is not None and (self.what != "params" or self.step is not None):
+            raise ConfigError("init.from_hf: such a directory holds parameters and nothing else; leave what and step")
+
+    @property
+    def brings_optimizer(self) -> bool:
+        """Whether the run starts with optimizer state; its first phase's policy then applies to it."""
+        return self.from_run is not None and self.what != "params"
+
+
+@dataclass(frozen=True)
+class GuardSpec:
+    """What to do when something goes wrong while training.
+
+    Attributes:
+      max_skipped: an update that is not finite is not applied; after so many in a row, spikes too, the run stops.
+      spike: what to do about an update whose loss or gradient norm lies more than `deviations` standard deviations
+        above the mean of the last `window` of its phase: nothing (`off`); do not apply it (`skip`, as OLMo does); go
+        `back` to an earlier checkpoint as well (`rewind`), and on with the batch that comes next, so that what lies in
+        between is not read again (PaLM, 2204.02311, section 5.1); end the run (`stop`).
+      deviations, window, back: see `spike`. The run goes back to the newest checkpoint of the phase that is at least
+        `back` updates before the spike, or to the oldest that is still there.
+      replay: a `ledger.json`, whose incidents are repeated instead of judging anew.
+      stall_s: seconds without an update after which the run ends itself, to be started again; 0 waits for ever.
+    """
+
+    max_skipped: int = 5
+    spike: Literal["off", "skip", "rewind", "stop"] = "off"
+    deviations: float = 6.0
+    window: int = 128
+    back: int = 100
+    replay: str | None = None
+    stall_s: float = 1800.0
+
+    def __post_init__(self):
+        for name, least in (("max_skipped", 1), ("window", 2), ("back", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"guard.{name}: {getattr(self, name)} is not at least {least}")
+        if not self.deviations > 0:
+            raise ConfigError(f"guard.deviations: {self.deviations} is not positive")
+        if not self.stall_s >= 0:
+            raise ConfigError(f"guard.stall_s: {self.stall_s} is not at least 0")

@@ -71,6 +71,8 @@ def console_of(processes: Processes) -> Console:
 
 def launch(console: Console, plan: RunPlan, workdir: Path) -> int:
     """Train, or only report on a run that is complete, while no other process may."""
+    if here().decide(lambda: plan.hash) != plan.hash:
+        raise ConfigError(f"process {here().index}: its plan is not that of process 0; give all the same flags")
     if not here().first:
         return train(console, plan, workdir) if here().decide(lambda: True) else 0
     workdirs.prepare_workdir(workdir)

@@ -24,6 +24,8 @@ from cpt.training.signals import STOPPED_BY_SIGNAL
 POLL_S = 1.0  # how often a process says that it lives, and asks whether another has ended
 LOST_AFTER_S = 30.0  # a process that said nothing for so long is gone
 JAX_LOST_AFTER_S = 100  # when JAX's own coordinator aborts everybody; ours comes first
+# What a collective says that another process left in the middle of.
+CONNECTION_LOST = ("Gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe", "coordination service")
 LONG_MS = 7 * 24 * 3600 * 1000  # waiting for others has no limit of its own: the thread ends it when one is gone
 
 Exit = Callable[[int], Any]
@@ -170,9 +172,12 @@ def joined(cluster: Cluster | None, connect_s: int) -> Iterator[Processes]:
         _here.close()
     except BaseException as e:
         # Not through an orderly exit: JAX would wait there for processes that will not come.
-        code = _code(e)
-        line = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
-        if code == 1:
+        code, line = _code(e), str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
+        if code == 1 and any(words in line for words in CONNECTION_LOST):
+            time.sleep(4 * POLL_S)  # whoever ended may have said why: the thread then ends this process as well
+            code, line = STOPPED_BY_SIGNAL, f"run error: another process is gone ({str(e).splitlines()[0][:200]})"
+            print(f"{line}; start the same command again on all of them", file=sys.stderr)
+        elif code == 1:
             sys.excepthook(type(e), e, e.__traceback__)
         elif code == 2:
             print(line, file=sys.stderr)

@@ -128,10 +128,7 @@ def test_a_start_is_told_trained_and_resumed(root, parent, tmp_path, name):
         for key in ("from_run", "from_hf"):
             if config.init[key]:
                 (root / "elsewhere").rename(config.init[key])
-    again = state_of(config, into, 4)
-    assert all(
-        (np.asarray(a) == np.asarray(b)).all() for a, b in zip(*map(jax.tree.leaves, (ended, again)), strict=True)
-    )
+    assert same(ended, state_of(config, into, 4))
     assert [t for t in (into / "eval.jsonl").read_text().splitlines()] == whole
 
 

@@ -33,6 +33,7 @@ def read_spec(config: dict[str, Any], file: Path) -> ModelSpec:
     act = config.get("hidden_act", "gelu")
     settings.refuse(act, "hidden_act", tuple(ACTIVATIONS))
     return settings.spec(
+        ModelSpec,
         family="gpt_neox",
         layers=settings.count("num_hidden_layers"),
         width=width,
@@ -127,6 +128,7 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
 
 
 gpt_neox = Layout(
+    model_types=("gpt_neox",),
     read_spec=read_spec,
     write_config=write_config,
     tensors=tensors,

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cpt.errors import ConfigError, RunError
-from cpt.models.convert._base import Keys, Layout, fill, leaves
+from cpt.errors import ConfigError, RunError, UserError
+from cpt.models.convert._base import Keys, Layout, fill, leaves, matched
 from cpt.models.convert._files import Weights, disk_errors, new_folder, write_shards
 from cpt.models.convert._tokenizer import tokenizer_files
 from cpt.models.spec import DecoderSpec
@@ -64,6 +66,62 @@ def read_spec(folder: str | Path) -> DecoderSpec:
     return _layout_of(config, folder).read_spec(config, folder / CONFIG)
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a directory holds.
+
+    Attributes:
+      architecture: `model_type` of its config.
+      spec: of the model; None where it has settings that no model here has.
+      tensors: number of stored tensors.
+      files, stored_bytes: safetensors files and their size.
+      dtypes: stored tensors by dtype, as the files name it.
+      problem: why `read` would refuse it, as far as names, shapes and settings tell; None if it would not.
+    """
+
+    architecture: str
+    spec: DecoderSpec | None = None
+    tensors: int = 0
+    stored_bytes: int = 0
+    files: int = 0
+    dtypes: Mapping[str, int] = field(default_factory=dict)
+    problem: UserError | None = None
+
+
+def inspect(folder: str | Path) -> Contents:
+    """What a Hugging Face directory holds and whether `read` takes it; of its numbers only a tied head is read.
+
+    Raises:
+      ConfigError: no such folder.
+      RunError: its `config.json` cannot be read.
+    """
+    folder = Path(folder).expanduser()
+    config = _config(folder)
+    found = Contents(str(config.get("model_type")))
+    try:
+        with Weights(folder) as weights:
+            names, dtypes = weights.names(), Counter(map(weights.dtype, weights.names()))
+            found = replace(
+                found,
+                tensors=len(names),
+                stored_bytes=sum(file.stat().st_size for file in set(names.values())),
+                files=len(set(names.values())),
+                dtypes=dict(dtypes.most_common()),
+            )
+    except UserError as e:
+        found = replace(found, problem=e)
+    try:
+        layout = _layout_of(config, folder)
+        found = replace(found, spec=layout.read_spec(config, folder / CONFIG))
+        if found.problem is None:
+            with Weights(folder) as weights:
+                weights.check_dtypes()
+                matched(layout, found.spec, config, weights)
+    except UserError as e:
+        found = replace(found, problem=e)
+    return found
+
+
 def write(
     folder: str | Path,
     spec: DecoderSpec,
@@ -72,6 +130,7 @@ def write(
     dtype: str = "float32",
     max_shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Write a directory that `transformers`, and what is built on it, loads; all of it, or nothing.
 
@@ -84,6 +143,7 @@ def write(
       dtype: of the stored tensors, one of `DTYPES`.
       max_shard_bytes: bytes of tensors in one file; a larger model is several files and an index.
       overwrite: replace a folder that is there and not empty.
+      texts: further files, by name: a model card.
 
     Raises:
       ConfigError: an architecture, dtype or tokenizer that cannot be exported; the folder is there.
@@ -103,6 +163,8 @@ def write(
             (partial / name).write_bytes(content)
         for name, content in {CONFIG: config | extra.ids, "generation_config.json": extra.ids}.items():
             (partial / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for name, content in (texts or {}).items():
+            (partial / name).write_text(content, encoding="utf-8")
         write_shards(partial, tensors, dtype, max_shard_bytes)
 
 

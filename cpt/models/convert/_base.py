@@ -112,17 +112,11 @@ class Stored(Protocol):
         ...
 
 
-def fill(
-    layout: Layout,
-    spec: DecoderSpec,
-    config: Mapping[str, Any],
-    stored: Stored,
-    place: Callable[[Keys, np.ndarray], Any] | None,
-) -> dict[str, Any]:
-    """The tree of parameters; names and shapes are checked before the first tensor is read.
+def matched(layout: Layout, spec: DecoderSpec, config: Mapping[str, Any], stored: Stored) -> dict[str, str]:
+    """The name in the files of every tensor of `spec`; reads no number but those of a tied head.
 
     Raises:
-      RunError: a tensor is missing, unknown, there twice, of another shape, or not finite.
+      RunError: a tensor is missing, unknown, there twice, or of another shape.
     """
     wanted = {t.name: t for t in layout.tensors(spec)}
     embedding, head = layout.tied
@@ -144,13 +138,30 @@ def fill(
                 f"{stored.names()[found[name]]}: tensor '{found[name]}' has shape {list(shape)}, its config.json makes "
                 f"it {list(tensor.stored)}; the two files are not of one model"
             )
+    return found
+
+
+def fill(
+    layout: Layout,
+    spec: DecoderSpec,
+    config: Mapping[str, Any],
+    stored: Stored,
+    place: Callable[[Keys, np.ndarray], Any] | None,
+) -> dict[str, Any]:
+    """The tree of parameters; names and shapes are checked before the first tensor is read.
+
+    Raises:
+      RunError: as `matched`; or a tensor is not finite.
+    """
+    found = matched(layout, spec, config, stored)
     tree: dict[str, Any] = {}
-    for name, tensor in wanted.items():
-        ours = tensor.ours(stored.array(found[name]))
+    for tensor in layout.tensors(spec):
+        name = found[tensor.name]
+        ours = tensor.ours(stored.array(name))
         if not np.isfinite(ours).all():
             raise RunError(
-                f"{stored.names()[found[name]]}: tensor '{found[name]}' holds numbers that are not finite; copy the "
-                "file again, or take an earlier checkpoint of this model"
+                f"{stored.names()[name]}: tensor '{name}' holds numbers that are not finite; copy the file again, or "
+                "take an earlier checkpoint of this model"
             )
         *above, last = tensor.path
         node = tree

@@ -348,6 +348,10 @@ CONFIGS = {
     "unhashable": ({"hidden_act": ["gelu"]}, r"hidden_act: \['gelu'\] is not supported"),
     "no-bias": ({"attention_bias": False}, r"attention_bias: False is not supported"),
     "long": ({"rope_scaling": {"type": "linear", "factor": 2.0}}, r"rope_type: 'linear' is not supported"),
+    "long beside": (
+        {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        r"rope_type: 'linear' is not supported",
+    ),
     "two": (
         {"rope_parameters": {"partial_rotary_factor": 0.25}},
         r"partial_rotary_factor 0\.25, rotary_pct 0\.5 contra",

@@ -34,8 +34,7 @@ def read_rope(settings: Settings, config: Mapping[str, Any], context: int) -> tu
         if isinstance(value, Mapping):
             settings.unsupported("rope_parameters", name, "rotary positions of its own for a kind of layer")
     settings.refuse(said.get("partial_rotary_factor", 1), "rope_parameters.partial_rotary_factor", (1, None))
-    kind = said.get("rope_type", said.get("type")) or "default"
-    settings.refuse(kind, "rope_type", tuple(KINDS))
+    kind = rope_kind(settings, tuple(KINDS))
     bases = {"rope_parameters.rope_theta": said.get("rope_theta"), "rope_theta": config.get("rope_theta")}
     base = settings.agreed(10000.0, bases)
     said = {name: value for name, value in said.items() if value is not None}
@@ -51,6 +50,21 @@ def read_rope(settings: Settings, config: Mapping[str, Any], context: int) -> tu
         if "attention_factor" not in fields and (scale := _mscale(said, fields["factor"])):
             fields["attention_factor"] = scale
     return base, settings.spec(RopeSpec, kind=kind, **_numbers(settings, fields))
+
+
+def rope_kind(settings: Settings, allowed: tuple[str, ...]) -> str:
+    """The kind of rotary scaling that a config asks for, by its new name or its old one.
+
+    Raises:
+      ConfigError: one that is not `allowed`; two.
+    """
+    sections = [s for s in (settings.section("rope_parameters"), settings.section("rope_scaling")) if s]
+    kinds = [s.get("rope_type") or s.get("type") or "default" for s in sections] or ["default"]
+    for kind in kinds:
+        settings.refuse(kind, "rope_type", allowed)
+    if len(set(kinds)) > 1:
+        settings.contradiction(f"rope_parameters of type {kinds[0]} and rope_scaling of type {kinds[1]}")
+    return kinds[0]
 
 
 def _numbers(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:

@@ -44,8 +44,12 @@ class Settings:
         values = {name: self._number(name, v) for name, v in names.items() if v is not None}
         if len(set(values.values())) > 1:
             said = ", ".join(f"{name} {value:g}" for name, value in values.items())
-            raise ConfigError(f"{self._file}: {said} contradict each other; remove the one that is not meant")
+            self.contradiction(said)
         return next(iter(values.values()), default)
+
+    def contradiction(self, said: str) -> None:
+        """Raises ConfigError: readers of one field and of another would build two models."""
+        raise ConfigError(f"{self._file}: {said} contradict each other; remove the one that is not meant")
 
     def section(self, name: str) -> dict[str, Any]:
         """A nested object; empty where there is none."""

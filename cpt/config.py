@@ -324,6 +324,23 @@ duration = partial(section, Duration)
 model = partial(section, DecoderSpec)  # of the family it is given, GPT-NeoX by default
 llama = partial(model, family="llama")
 rope = partial(section, RopeSpec)
+
+
+def model_of(folder: str, **fields: Any) -> Any:
+    """The `model` section of a Hugging Face directory, for `init.from_hf`: from its `config.json` alone.
+
+    Args:
+      folder: holds the `config.json`.
+      fields: what training chooses itself (`compute_dtype`, `remat`, `context`), or should differ.
+
+    Raises:
+      ConfigError, RunError: there is none, or it describes a model that is not here.
+    """
+    from cpt.models.convert import read_spec
+
+    return section(DecoderSpec, **{**to_dict(read_spec(folder)), **fields})
+
+
 batch = partial(section, BatchSpec)
 tokenizer = partial(section, TokenizerSpec)
 source = partial(section, SourceSpec)

@@ -21,7 +21,9 @@ from cpt.config import load
 from cpt.data.tokenizers.byte import ByteTokenizer
 from cpt.errors import ConfigError, RunError
 from cpt.models import convert
+from cpt.models.spec import DecoderSpec, LlamaSpec
 from cpt.plan import resolve
+from cpt.sections import parse
 from cpt.training.exchange import Export, export_run, import_model
 from cpt.training.run import run_training
 from cpt.training.workdir import prepare_workdir
@@ -145,6 +147,8 @@ def test_a_run_goes_out_and_another_starts_from_it(trained, tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["model_type"] == "qwen3" and config["eos_token_id"] == 256
     assert command.inspect(tmp_path / "out") == 0
+    section = c.model_of(str(tmp_path / "out"), remat="full")
+    assert parse(DecoderSpec, section.to_dict(), "model") == LlamaSpec(**MODEL, remat="full")
     import_model(tmp_path / "out", tmp_path / "imported", print)
     _, told = toy_run(root, tmp_path / "child", from_run=str(tmp_path / "imported"))
     assert "checkpoint grid/0" in told

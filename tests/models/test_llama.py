@@ -2,6 +2,9 @@
 
 import dataclasses
 import math
+import os
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -225,3 +228,52 @@ def test_how_far_a_tied_head_moved_is_how_far_the_embedding_did():
     moved = params | {"embed": jax.tree.map(lambda x: 1.5 * x, params["embed"])}
     values = distances(moved, params, 1)
     assert float(values["relative_head"]) == float(values["relative_embed"]) == pytest.approx(0.5)
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+from cpt.models.base import build
+from cpt.models.spec import LlamaSpec
+from cpt.objectives.cross_entropy import cross_entropy
+from cpt.training.sharding import parameter_shardings
+
+mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
+batch = jnp.asarray(np.random.default_rng(0).integers(0, 64, (8, 25)))
+segments = jnp.broadcast_to(jnp.arange(24) // 9, (8, 24))
+
+for kv_heads, tied, qk_norm in ((2, True, "width"), (1, False, "head")):
+    spec = LlamaSpec(layers=2, width=32, heads=4, kv_heads=kv_heads, ff=48, vocab_size=64, context=24, tied=tied,
+                     qk_norm=qk_norm, bias="qkv")
+    model = build(spec)
+
+    def step(params, batch):
+        def loss(params):
+            hidden = model.apply(params, batch[:, :-1], segments)
+            return cross_entropy(hidden, model.head(params), batch[:, 1:], rows_per_chunk=48).mean()
+        value, grads = jax.value_and_grad(loss)(params)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), value
+
+    shardings = parameter_shardings(mesh, model.logical_axes(), model.abstract())
+    params = jax.jit(model.init)(jax.random.key(0))
+    alone, loss_alone = jax.jit(step)(params, batch)
+    run = jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, None))
+    spread, loss_spread = run(jax.device_put(params, shardings), jax.device_put(batch, rows))
+    np.testing.assert_allclose(loss_spread, loss_alone, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone, spread)
+    attention = spread["layers"]["0"]["attention"]
+    shapes = {n: attention[n]["kernel"].addressable_shards[0].data.shape for n in "qk"}
+    assert shapes == {"q": (16, 2, 8), "k": (16, 1, 8)}, shapes
+print("equal on", jax.device_count(), "devices")
+"""
+
+
+@pytest.mark.slow
+def test_a_sharded_step_equals_one_device():
+    """Also where the tensor axis divides the query heads and not those of keys and values: these stay whole."""
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED], env={**os.environ, **flags}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "equal on 8 devices" in done.stdout

@@ -18,7 +18,8 @@ from cpt.data.preparing import SourceSpec
 from cpt.data.spec import MixerSpec, ReplayShareSpec, ReplaySpec
 from cpt.data.tokenizers._base import TokenizerSpec
 from cpt.errors import ConfigError, nearest
-from cpt.models.spec import ModelSpec
+from cpt.models.rope import RopeSpec
+from cpt.models.spec import DecoderSpec
 from cpt.schedules.hyper import FollowSpec
 from cpt.schedules.spec import LRSpec
 from cpt.schedules.trunk import AnnealSpec, BranchSpec
@@ -201,7 +202,7 @@ class RunSpec:
     """
 
     name: str
-    model: ModelSpec
+    model: DecoderSpec
     batch: BatchSpec
     sources: Mapping[str, SourceSpec]
     order: tuple[str, ...]
@@ -320,7 +321,26 @@ def load(config: Mapping[str, Any], overridden: Mapping[str, Any] | None = None)
 
 # Helpers for recipes: `phase(tokens=..., mix={...}, lr=lr(peak=3e-4))`.
 duration = partial(section, Duration)
-model = partial(section, ModelSpec)
+model = partial(section, DecoderSpec)  # of the family it is given, GPT-NeoX by default
+llama = partial(model, family="llama")
+rope = partial(section, RopeSpec)
+
+
+def model_of(folder: str, **fields: Any) -> Any:
+    """The `model` section of a Hugging Face directory, for `init.from_hf`: from its `config.json` alone.
+
+    Args:
+      folder: holds the `config.json`.
+      fields: what training chooses itself (`compute_dtype`, `remat`, `context`), or should differ.
+
+    Raises:
+      ConfigError, RunError: there is none, or it describes a model that is not here.
+    """
+    from cpt.models.convert import read_spec
+
+    return section(DecoderSpec, **{**to_dict(read_spec(folder)), **fields})
+
+
 batch = partial(section, BatchSpec)
 tokenizer = partial(section, TokenizerSpec)
 source = partial(section, SourceSpec)

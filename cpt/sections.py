@@ -26,6 +26,7 @@ def section(cls: type, **given: Any) -> ConfigDict:
     Raises:
       ConfigError: `given` names a field that `cls` does not have.
     """
+    cls = _variant(cls, given)
     names = _names(cls)
     for name in given:
         if name not in names:
@@ -52,6 +53,7 @@ def parse(cls: type, raw: Mapping[str, Any], where: str = "") -> Any:
     """
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{where}: expected a section with the fields {', '.join(_names(cls))}, got {raw!r}")
+    cls = _variant(cls, raw, where)
     names, hints = _names(cls), typing.get_type_hints(cls)
     for key in raw:
         if key not in names:
@@ -82,6 +84,12 @@ def to_dict(value: Any, defaults: bool = True) -> Any:
     if isinstance(value, list | tuple):
         return [to_dict(v, defaults) for v in value]
     return value
+
+
+def _variant(cls: type, raw: Mapping[str, Any], where: str = "") -> type:
+    """The dataclass of a section: `cls` itself, or what its `variant` picks by what is written in the section."""
+    pick = getattr(cls, "variant", None)
+    return cls if pick is None else pick(raw, where)
 
 
 def _names(cls: type) -> list[str]:

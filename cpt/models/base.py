@@ -15,7 +15,7 @@ import jax
 from flax import nnx
 
 from cpt.errors import ConfigError
-from cpt.models.spec import ModelSpec
+from cpt.models.spec import DecoderSpec
 from cpt.registry import find
 
 Params = dict[str, Any]
@@ -29,11 +29,11 @@ class Model:
     Attributes:
       spec: its hyper-parameters.
       family: `(spec, rngs) -> nnx.Module`; the module maps (tokens_BxL, segments_BxL) to hidden_BxLxD, holds the output
-        matrix as `head.kernel`, and gives every parameter a metadata field `axes`.
+        matrix as `head.kernel` unless it is tied, and gives every parameter a metadata field `axes`.
     """
 
-    spec: ModelSpec
-    family: Callable[[ModelSpec, nnx.Rngs], nnx.Module]
+    spec: DecoderSpec
+    family: Callable[[DecoderSpec, nnx.Rngs], nnx.Module]
 
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters. For a sharded model: `jax.jit(model.init, out_shardings=...)(key)`."""
@@ -64,14 +64,21 @@ class Model:
         """
         return self._bound(params, tokens_BxL).attention_inputs(tokens_BxL, segments_BxL)
 
+    def attention_kernels(self, params: Params) -> list[jax.Array]:
+        """The in-projection of attention of each block, [D, outputs] float32: it multiplies `attention_inputs`.
+
+        Only of families that have a function of this name.
+        """
+        return self.family.attention_kernels(params)
+
     def head(self, params: Params) -> jax.Array:
-        """The output matrix [D, V], float32: `logits = hidden @ head`."""
-        return params["head"]["kernel"]
+        """The output matrix [D, V], float32: `logits = hidden @ head`; of a tied model the embedding, transposed."""
+        return params["embed"]["embedding"].T if self.spec.tied else params["head"]["kernel"]
 
     def logical_axes(self) -> dict[str, Any]:
         """The tree of `init` with a tuple of logical names per parameter, one name or None per dimension.
 
-        Names: "vocab", "embed", "heads", "head_dim", "mlp". Tuples are leaves here: map over this tree with
+        Names: "vocab", "embed", "heads", "kv_heads", "head_dim", "mlp". Tuples are leaves here: map over this tree with
         `is_leaf=lambda x: isinstance(x, tuple)`, or with the tree of `abstract` first.
         """
         return nnx.to_pure_dict(self._skeleton[1], extract_fn=lambda variable: variable.get_metadata()["axes"])
@@ -98,7 +105,7 @@ class Model:
         return nnx.split(nnx.eval_shape(lambda: self.family(self.spec, nnx.Rngs(params=jax.random.key(0)))), nnx.Param)
 
 
-def build(spec: ModelSpec) -> Model:
+def build(spec: DecoderSpec) -> Model:
     """The model that `spec` describes: its family is the class of that name in the file of that name.
 
     Raises:

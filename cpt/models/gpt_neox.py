@@ -1,26 +1,20 @@
 """GPT-NeoX, the architecture of Pythia: rotary positions on a share of each head, parallel residual, untied head.
 
-Black et al. 2022 (arXiv 2204.06745); Biderman et al. 2023 (arXiv 2304.01373). Every parameter carries the logical names
-of its dimensions in the metadata field `axes`, next to its shape, so that sharding rules need no second list.
+Black et al. 2022 (arXiv 2204.06745); Biderman et al. 2023 (arXiv 2304.01373).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from cpt.models.attention import attend, rotary_table, rotate
+from cpt.models.layers import Embed, Head, Linear, deviations
 from cpt.models.spec import ModelSpec
-
-Axes = Sequence[str | None]
-
-
-def _normal(rngs: nnx.Rngs, shape: Sequence[int], axes: Axes, std: float) -> nnx.Param:
-    return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32), axes=tuple(axes))
 
 
 class LayerNorm(nnx.Module):
@@ -37,25 +31,6 @@ class LayerNorm(nnx.Module):
         variance = jnp.square(centred).mean(-1, keepdims=True)
         normed = centred * jax.lax.rsqrt(variance + self.eps)
         return (normed * self.scale[...] + self.bias[...]).astype(self.dtype)
-
-
-class Linear(nnx.Module):
-    """`x W + b` on rows [N, inputs]; the kernel keeps its heads as a dimension of its own, which sharding can name.
-
-    Rows and outputs are flat while they are multiplied: with [B, L, d] the weight gradient contracts two dimensions,
-    for which XLA on CPU first makes transposed copies of both operands (5 to 10 % of a step).
-    """
-
-    def __init__(self, rngs: nnx.Rngs, shape: Sequence[int], axes: Axes, std: float, dtype: str, inputs: int = 1):
-        """`shape` and `axes` describe the kernel; its first `inputs` dimensions are summed over."""
-        self.outputs, self.dtype = tuple(shape[inputs:]), jnp.dtype(dtype)
-        self.kernel = _normal(rngs, shape, axes, std)
-        self.bias = nnx.Param(jnp.zeros(self.outputs, jnp.float32), axes=tuple(axes[inputs:]))
-
-    def __call__(self, x_NxI: jax.Array) -> jax.Array:
-        kernel_IxO = self.kernel[...].astype(self.dtype).reshape(x_NxI.shape[1], -1)
-        y_NxO = x_NxI @ kernel_IxO + self.bias[...].astype(self.dtype).reshape(-1)
-        return y_NxO.reshape(-1, *self.outputs)
 
 
 class Attention(nnx.Module):
@@ -107,25 +82,6 @@ class Block(nnx.Module):
         return x_NxD + self.mlp(self.ln_mlp(x_NxD))
 
 
-class Embed(nnx.Module):
-    """Token embedding [V, d]."""
-
-    def __init__(self, rngs: nnx.Rngs, spec: ModelSpec, std: float):
-        self.dtype = jnp.dtype(spec.compute_dtype)
-        self.embedding = _normal(rngs, (spec.vocab_size, spec.width), ("vocab", "embed"), std)
-
-    def __call__(self, tokens_N: jax.Array) -> jax.Array:
-        # "fill" turns an id beyond the vocabulary into NaN; the default of indexing would read the last row in silence.
-        return jnp.take(self.embedding[...], tokens_N, axis=0, mode="fill").astype(self.dtype)
-
-
-class Head(nnx.Module):
-    """Output matrix [d, V]; it holds the parameter only, the objective multiplies by it in chunks."""
-
-    def __init__(self, rngs: nnx.Rngs, spec: ModelSpec, std: float):
-        self.kernel = _normal(rngs, (spec.width, spec.vocab_size), ("embed", "vocab"), std)
-
-
 class gpt_neox(nnx.Module):
     """The whole decoder: tokens [B, L] to hidden states [B, L, d] after the final norm.
 
@@ -133,8 +89,7 @@ class gpt_neox(nnx.Module):
     """
 
     def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
-        std_in = spec.init_std or math.sqrt(2 / (5 * spec.width))
-        std_out = spec.init_std or 2 / (spec.layers * math.sqrt(spec.width))
+        std_in, std_out = deviations(spec)
         self.spec = spec
         self.embed = Embed(rngs, spec, std_in)
         # Keys are strings: a pure dict with integer keys does not survive a checkpoint as it was.
@@ -150,6 +105,12 @@ class gpt_neox(nnx.Module):
         """What the fused projection of each block multiplies: its input after the norm, [B, L, d]."""
         streams = zip(range(self.spec.layers), self.stream(tokens_BxL, segments_BxL), strict=False)
         return [self.layers[str(i)].ln_attn(x_NxD).reshape(*tokens_BxL.shape, -1) for i, x_NxD in streams]
+
+    @staticmethod
+    def attention_kernels(params: dict[str, Any]) -> list[jax.Array]:
+        """The fused projection of each block, flat, [d, 3 d]."""
+        kernels = [params["layers"][str(i)]["attention"]["qkv"]["kernel"] for i in range(len(params["layers"]))]
+        return [kernel.reshape(len(kernel), -1) for kernel in kernels]
 
     def stream(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None) -> Iterator[jax.Array]:
         """The residual stream [B * L, d] before each block, and after the last one."""

@@ -4,22 +4,29 @@ can ask for parameters and FLOPs without starting JAX.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from cpt.errors import ConfigError, nearest
+from cpt.errors import ConfigError
+from cpt.models._spec import (
+    COMPUTE_DTYPES,
+    INITS,
+    REMATS,
+    DecoderSpec,
+    check_counts,
+    check_flags,
+    check_name,
+    check_names,
+    check_positive,
+)
+from cpt.models.llama_spec import LlamaSpec
 
 GELUS = ("tanh", "exact")
-INITS = ("neox",)
-COMPUTE_DTYPES = ("float32", "bfloat16")
-REMATS = ("none", "full")
 ATTENTION_COUNTS = ("causal", "palm")
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """Hyper-parameters of a decoder; the defaults are those of Pythia (Biderman et al. 2023, arXiv 2304.01373).
+class ModelSpec(DecoderSpec):
+    """Hyper-parameters of GPT-NeoX; the defaults are those of Pythia (Biderman et al. 2023, arXiv 2304.01373).
 
     Attributes:
       family: file of `cpt/models` that defines the architecture, or `package.module:name`.
@@ -58,16 +65,13 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for the first field that is out of range or contradicts another."""
-        for field in ("layers", "width", "heads", "vocab_size", "context", "ff"):
-            self._check_count(field)
-        for field, allowed in _NAMES.items():
-            _check_name(f"model.{field}", getattr(self, field), allowed)
+        check_counts(
+            self, "layers", "width", "heads", "vocab_size", "context", *(["ff"] if self.ff is not None else [])
+        )
+        check_names(self, {"gelu": GELUS, "init": INITS, "compute_dtype": COMPUTE_DTYPES, "remat": REMATS})
         if self.width % self.heads:
             raise ConfigError(f"model.heads: {self.heads} does not divide model.width = {self.width}")
-        for field in ("rotary_base", "norm_eps", "init_std"):
-            value = getattr(self, field)
-            if value is not None and not value > 0:
-                raise ConfigError(f"model.{field}: {value} must be positive")
+        check_positive(self, "rotary_base", "norm_eps", "init_std")
         if not 0 <= self.rotary_fraction <= 1:
             raise ConfigError(f"model.rotary_fraction: {self.rotary_fraction} must be between 0 and 1")
         if self.rotary_dim % 2:
@@ -75,15 +79,7 @@ class ModelSpec:
                 f"model.rotary_fraction: {self.rotary_fraction} of {self.head_dim} channels per head rotates "
                 f"{self.rotary_dim}, and channels rotate in pairs; choose a fraction that gives an even number"
             )
-        if not isinstance(self.parallel_residual, bool):
-            raise ConfigError(f"model.parallel_residual: {self.parallel_residual!r} must be True or False")
-
-    def _check_count(self, field: str) -> None:
-        value = getattr(self, field)
-        if field == "ff" and value is None:
-            return
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"model.{field}: {value!r} must be a whole number of at least 1")
+        check_flags(self, "parallel_residual")
 
     @property
     def head_dim(self) -> int:
@@ -100,53 +96,68 @@ class ModelSpec:
         """Inner dimension of the MLP."""
         return 4 * self.width if self.ff is None else self.ff
 
+    @property
+    def kv_heads(self) -> int:
+        """Every head has keys and values of its own."""
+        return self.heads
 
-_NAMES = {
-    "gelu": GELUS,
-    "init": INITS,
-    "compute_dtype": COMPUTE_DTYPES,
-    "remat": REMATS,
-}
+    @property
+    def tied(self) -> bool:
+        """The output head is a matrix of its own."""
+        return False
+
+    @property
+    def block_matrices(self) -> int:
+        """4 d^2 of attention and 2 d d_ff of the MLP."""
+        return 4 * self.width**2 + 2 * self.width * self.ff_dim
+
+    @property
+    def block_vectors(self) -> int:
+        """Biases of the four linear maps, scale and bias of two norms."""
+        return 4 * self.width + self.ff_dim + self.width + 4 * self.width
+
+    @property
+    def final_vectors(self) -> int:
+        """Scale and bias."""
+        return 2 * self.width
 
 
-def _check_name(where: str, value: Any, allowed: Iterable[str]) -> None:
-    if value not in tuple(allowed):
-        raise ConfigError(f"{where}: no '{value}'{nearest(str(value), allowed)}  (there are: {', '.join(allowed)})")
+SPECS: dict[str, type[DecoderSpec]] = {"gpt_neox": ModelSpec, "llama": LlamaSpec}
+"""The spec of each family."""
 
 
-def parameter_count(spec: ModelSpec, embedding: bool = True) -> int:
-    """Parameters of the model; for ff = 4d it is 2Vd + L(12 d^2 + 13 d) + 2d.
+def parameter_count(spec: DecoderSpec, embedding: bool = True) -> int:
+    """Parameters of the model; for GPT-NeoX with ff = 4d it is 2Vd + L(12 d^2 + 13 d) + 2d.
 
     Args:
       spec: the model.
-      embedding: count the embedding and the untied output head too; without them it is the N of scaling laws.
+      embedding: count the embedding and an untied output head too; without them it is the N of scaling laws.
     """
-    d, ff = spec.width, spec.ff_dim
-    attention = 4 * d * d + 4 * d
-    mlp = 2 * d * ff + ff + d
-    norms = 4 * d
-    body = spec.layers * (attention + mlp + norms) + 2 * d
-    return body + (2 * spec.vocab_size * d if embedding else 0)
+    body = spec.layers * (spec.block_matrices + spec.block_vectors) + spec.final_vectors
+    return body + ((1 if spec.tied else 2) * spec.vocab_size * spec.width if embedding else 0)
 
 
-def flops_per_token(spec: ModelSpec, length: int, attention: str = "causal") -> float:
+def flops_per_token(spec: DecoderSpec, length: int, attention: str = "causal") -> float:
     """Floating-point operations to train on one token: forward plus backward (twice the forward), matmuls only.
 
-    `6 L (4 d^2 + 2 d d_ff) + 6 d V + A`: a multiply-add is 2 operations; look-ups, norms, softmax and the optimizer
-    count as 0. Recomputation (`remat`) is not counted: this is model FLOPs, the numerator of MFU.
+    `6 L M + 6 d V + A` with M the numbers in the matrices of a block (`4 d^2 + 2 d d_ff` for GPT-NeoX): a multiply-add
+    is 2 operations; look-ups, norms, softmax and the optimizer count as 0. Recomputation (`remat`) is not counted: this
+    is model FLOPs, the numerator of MFU. Sharing keys and values among heads makes M smaller, not A.
 
     Args:
       spec: the model.
       length: tokens of a row; for packed documents their mean visible context, sum(n^2) / sum(n).
-      attention: "causal" counts the visible half, A = 6 L d (T + 1); "palm" the whole square, A = 12 L d T (PaLM,
-        arXiv 2204.02311, appendix B), which most published MFUs use.
+      attention: "causal" counts the visible half, A = 6 L h (T + 1) with h = heads * head_dim; "palm" the whole square,
+        A = 12 L h T (PaLM, arXiv 2204.02311, appendix B), which most published MFUs use.
 
     Raises:
       ConfigError: an unknown `attention`.
     """
-    _check_name("attention", attention, ATTENTION_COUNTS)
-    d = spec.width
-    dense = 6 * spec.layers * (4 * d * d + 2 * d * spec.ff_dim)
-    logits = 6 * d * spec.vocab_size
-    square = 6 * spec.layers * d * (length + 1) if attention == "causal" else 12 * spec.layers * d * length
+    check_name("attention", attention, ATTENTION_COUNTS)
+    channels = spec.heads * spec.head_dim
+    dense = 6 * spec.layers * spec.block_matrices
+    logits = 6 * spec.width * spec.vocab_size
+    square = (
+        6 * spec.layers * channels * (length + 1) if attention == "causal" else 12 * spec.layers * channels * length
+    )
     return float(dense + logits + square)

@@ -19,7 +19,7 @@ from cpt.data.tokenizers._base import Tokenizer, load
 from cpt.errors import ConfigError, RunError
 from cpt.evaluators.rows import write_atomic
 from cpt.models import base, convert
-from cpt.models.spec import ModelSpec
+from cpt.models.spec import DecoderSpec
 from cpt.plan import RunPlan, resolve
 from cpt.sections import to_dict
 from cpt.training.benchmarks import Benchmarks
@@ -69,7 +69,7 @@ def evaluate_models(
         sources, tokenizer = open_sources(spec.sources, spec.tokenizer, Path(spec.stores), say)
         data = Data(sources, tokenizer)
         mesh = make_mesh(spec.mesh, spec.batch.sequences // spec.batch.accumulate)
-        made: dict[ModelSpec, Evaluation] = {}
+        made: dict[DecoderSpec, Evaluation] = {}
         for step, path in todo:
             begun = time.monotonic()
             check_tokenizer(path, tokenizer)

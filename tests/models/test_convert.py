@@ -263,6 +263,7 @@ def test_no_second_copy_of_the_model(tmp_path):
     params = noise(spec)
     size = sum(x.nbytes for x in jax.tree.leaves(params))
     largest = max(x.nbytes for x in jax.tree.leaves(params))
+    convert.read_spec(by_hand(tmp_path / "first", SPEC, noise(SPEC)))  # what the first use loads is not of the model
     tracemalloc.start()
     convert.write(tmp_path / "out", spec, params)
     written = tracemalloc.get_traced_memory()[1]
@@ -347,6 +348,10 @@ CONFIGS = {
     "unhashable": ({"hidden_act": ["gelu"]}, r"hidden_act: \['gelu'\] is not supported"),
     "no-bias": ({"attention_bias": False}, r"attention_bias: False is not supported"),
     "long": ({"rope_scaling": {"type": "linear", "factor": 2.0}}, r"rope_type: 'linear' is not supported"),
+    "long beside": (
+        {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        r"rope_type: 'linear' is not supported",
+    ),
     "two": (
         {"rope_parameters": {"partial_rotary_factor": 0.25}},
         r"partial_rotary_factor 0\.25, rotary_pct 0\.5 contra",

@@ -71,6 +71,7 @@ def parameters(context: ProbeContext) -> Probe:
 def distances(now: Params, before: Params, k: int) -> dict[str, jax.Array]:
     """The values of the probe for two trees of parameters; `k` layers at each end."""
     of = {part: _squares(now[part], before[part]) for part in now if part != "layers"}
+    head = of.get("head", of["embed"])  # a tied head is the embedding
     layers = [_squares(now["layers"][i], before["layers"][i]) for i in sorted(now["layers"], key=int)]
     moved, size = (sum(pair[i] for pair in (*of.values(), *layers)) for i in (0, 1))
     relative = [jnp.sqrt(m / s) for m, s in layers]
@@ -80,7 +81,7 @@ def distances(now: Params, before: Params, k: int) -> dict[str, jax.Array]:
         "relative_bottom": sum(relative[:k]) / k,
         "relative_top": sum(relative[-k:]) / k,
         "relative_embed": jnp.sqrt(of["embed"][0] / of["embed"][1]),
-        "relative_head": jnp.sqrt(of["head"][0] / of["head"][1]),
+        "relative_head": jnp.sqrt(head[0] / head[1]),
     }
 
 

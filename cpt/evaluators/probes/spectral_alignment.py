@@ -50,9 +50,8 @@ def spectral_alignment(context: ProbeContext) -> Probe:
     @jax.jit
     def measured(params: Params, placed: dict[str, jax.Array]) -> dict[str, jax.Array]:
         inputs = positions.gather(lambda tokens, segments: model.attention_inputs(params, tokens, segments), placed)
-        kernels = [params["layers"][str(i)]["attention"]["qkv"]["kernel"] for i in range(len(inputs))]
-        pairs = zip(inputs, kernels, strict=True)
-        of_block = jnp.stack([concentration(x, w.reshape(len(w), -1), iterations) for x, w in pairs])
+        pairs = zip(inputs, model.attention_kernels(params), strict=True)
+        of_block = jnp.stack([concentration(x, w, iterations) for x, w in pairs])
         mean = of_block.mean()
         warning = jnp.where(jnp.isnan(mean), jnp.nan, (mean > threshold).astype(jnp.float32))
         return {"concentration": mean, "concentration_max": of_block.max(), "warning": warning}

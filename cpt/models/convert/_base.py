@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,7 +12,7 @@ import ml_dtypes  # by importing it numpy learns of bfloat16
 import numpy as np
 
 from cpt.errors import RunError
-from cpt.models.spec import ModelSpec
+from cpt.models.spec import DecoderSpec
 
 Keys = tuple[str, ...]
 """Where a parameter is in the tree: `("layers", "0", "mlp", "up", "kernel")`."""
@@ -67,6 +67,7 @@ class Layout:
     """An architecture's side of the conversion.
 
     Attributes:
+      model_types: of the configs that it reads.
       read_spec: `(config, file)` to a spec; raises ConfigError.
       write_config: a spec to the content of `config.json`.
       tensors: every tensor of a spec, by the names that are written.
@@ -76,15 +77,16 @@ class Layout:
       ignored: ends of the names of buffers, which are no parameters.
     """
 
-    read_spec: Callable[[dict[str, Any], Path], ModelSpec]
-    write_config: Callable[[ModelSpec], dict[str, Any]]
-    tensors: Callable[[ModelSpec], list[Tensor]]
+    model_types: tuple[str, ...]
+    read_spec: Callable[[dict[str, Any], Path], DecoderSpec]
+    write_config: Callable[[DecoderSpec], dict[str, Any]]
+    tensors: Callable[[DecoderSpec], list[Tensor]]
     prefix: str
     renamed: Mapping[str, str]
     tied: tuple[str, str]
     ignored: tuple[str, ...]
 
-    def written_name(self, name: str, known: Mapping[str, Any]) -> str | None:
+    def written_name(self, name: str, known: Set[str]) -> str | None:
         """The name, of those `known`, that a file's name stands for; None for a buffer or an unknown one."""
         name = self.renamed.get(name, name)
         return next((n for n in (name, self.prefix + name) if n in known), None)
@@ -110,22 +112,17 @@ class Stored(Protocol):
         ...
 
 
-def fill(
-    layout: Layout,
-    spec: ModelSpec,
-    config: Mapping[str, Any],
-    stored: Stored,
-    place: Callable[[Keys, np.ndarray], Any] | None,
-) -> dict[str, Any]:
-    """The tree of parameters; names and shapes are checked before the first tensor is read.
+def matched(layout: Layout, spec: DecoderSpec, config: Mapping[str, Any], stored: Stored) -> dict[str, str]:
+    """The name in the files of every tensor of `spec`; reads no number but those of a tied head.
 
     Raises:
-      RunError: a tensor is missing, unknown, there twice, of another shape, or not finite.
+      RunError: a tensor is missing, unknown, there twice, or of another shape.
     """
     wanted = {t.name: t for t in layout.tensors(spec)}
-    found = _match(layout, wanted, stored)
     embedding, head = layout.tied
     tied = bool(config.get("tie_word_embeddings", False))
+    # A model that has no head of its own may still have one in its files.
+    found = _match(layout, wanted.keys() | ({head} if tied else set()), stored)
     if tied:
         _check_tied(stored, found, embedding, head)
         found.setdefault(head, found.get(embedding, head))
@@ -141,13 +138,30 @@ def fill(
                 f"{stored.names()[found[name]]}: tensor '{found[name]}' has shape {list(shape)}, its config.json makes "
                 f"it {list(tensor.stored)}; the two files are not of one model"
             )
+    return found
+
+
+def fill(
+    layout: Layout,
+    spec: DecoderSpec,
+    config: Mapping[str, Any],
+    stored: Stored,
+    place: Callable[[Keys, np.ndarray], Any] | None,
+) -> dict[str, Any]:
+    """The tree of parameters; names and shapes are checked before the first tensor is read.
+
+    Raises:
+      RunError: as `matched`; or a tensor is not finite.
+    """
+    found = matched(layout, spec, config, stored)
     tree: dict[str, Any] = {}
-    for name, tensor in wanted.items():
-        ours = tensor.ours(stored.array(found[name]))
+    for tensor in layout.tensors(spec):
+        name = found[tensor.name]
+        ours = tensor.ours(stored.array(name))
         if not np.isfinite(ours).all():
             raise RunError(
-                f"{stored.names()[found[name]]}: tensor '{found[name]}' holds numbers that are not finite; copy the "
-                "file again, or take an earlier checkpoint of this model"
+                f"{stored.names()[name]}: tensor '{name}' holds numbers that are not finite; copy the file again, or "
+                "take an earlier checkpoint of this model"
             )
         *above, last = tensor.path
         node = tree
@@ -157,17 +171,20 @@ def fill(
     return tree
 
 
-def _match(layout: Layout, wanted: Mapping[str, Tensor], stored: Stored) -> dict[str, str]:
+def _match(layout: Layout, wanted: Set[str], stored: Stored) -> dict[str, str]:
     """The name in the files of each tensor that is there."""
     found: dict[str, str] = {}
-    for name, file in stored.names().items():
-        if (known := layout.written_name(name, wanted)) is None:
-            if layout.is_buffer(name):
-                continue
-            raise RunError(
-                f"{file}: tensor '{name}' is none of the {len(wanted)} that its config.json asks for; remove it, or "
-                "mend the config (layers, an adapter that has to be merged first)"
-            )
+    names = {name: layout.written_name(name, wanted) for name in stored.names()}
+    unknown = [name for name, known in names.items() if known is None and not layout.is_buffer(name)]
+    if unknown:
+        raise RunError(
+            f"{stored.names()[unknown[0]]}: tensor '{unknown[0]}' is none of the {len(wanted)} that its config.json "
+            f"asks for{_others(unknown)}; remove it, or mend the config (layers, an adapter that has to be merged)"
+        )
+    for name, known in names.items():
+        if known is None:
+            continue
+        file = stored.names()[name]
         if known in found:
             raise RunError(f"{file}: tensors '{found[known]}' and '{name}' are the same one; remove one of them")
         found[known] = name
@@ -186,7 +203,7 @@ def _check_tied(stored: Stored, found: Mapping[str, str], embedding: str, head: 
 
 
 def leaves(
-    layout: Layout, spec: ModelSpec, params: Mapping[str, Any], dtype: str
+    layout: Layout, spec: DecoderSpec, params: Mapping[str, Any], dtype: str
 ) -> list[tuple[Tensor, Callable[[], np.ndarray]]]:
     """Each tensor with a function that fetches its numbers, in the dtype and the order of the file.
 
@@ -225,6 +242,12 @@ def _flat(tree: Mapping[str, Any], above: Keys = ()) -> Iterator[tuple[Keys, Any
             yield from _flat(value, (*above, key))
         else:
             yield (*above, key), value
+
+
+def _others(names: list[str]) -> str:
+    """The next few of the names."""
+    shown = ", ".join(names[1:9]) + (", ..." if len(names) > 9 else "")
+    return f" (nor are {shown})" if shown else ""
 
 
 def _more(names: list[Any]) -> str:

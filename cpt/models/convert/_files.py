@@ -52,12 +52,24 @@ class Weights:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._slice(name).get_shape())
 
-    def array(self, name: str) -> np.ndarray:
-        if (dtype := self._slice(name).get_dtype()) not in READABLE:
+    def dtype(self, name: str) -> str:
+        """As the file names it, `"BF16"`."""
+        return self._slice(name).get_dtype()
+
+    def check_dtypes(self) -> None:
+        """Raises RunError for a tensor of a dtype that is not read."""
+        for name in self._files:
+            self._check_dtype(name)
+
+    def _check_dtype(self, name: str) -> None:
+        if (dtype := self.dtype(name)) not in READABLE:
             raise RunError(
                 f"{self._files[name]}: tensor '{name}' is {dtype}, and only {', '.join(READABLE)} are read; save the "
                 "model in one of them"
             )
+
+    def array(self, name: str) -> np.ndarray:
+        self._check_dtype(name)
         return self._open[self._files[name].name].get_tensor(name)
 
     def _slice(self, name: str) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cpt.errors import ConfigError
-from cpt.models.spec import ModelSpec
+
+S = TypeVar("S")
 
 
 class Settings:
@@ -23,6 +24,13 @@ class Settings:
             raise ConfigError(f"{self._file}: {name}: {value!r} must be a whole number of at least 1")
         return value
 
+    def flag(self, name: str, default: bool = False) -> bool:
+        """True or False; `default` where there is none."""
+        value = self._config.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise ConfigError(f"{self._file}: {name}: {value!r} must be true or false")
+        return default if value is None else value
+
     def number(self, name: str, default: float) -> float:
         """A number; `default` where there is none."""
         return self._number(name, self._config.get(name, default))
@@ -36,8 +44,12 @@ class Settings:
         values = {name: self._number(name, v) for name, v in names.items() if v is not None}
         if len(set(values.values())) > 1:
             said = ", ".join(f"{name} {value:g}" for name, value in values.items())
-            raise ConfigError(f"{self._file}: {said} contradict each other; remove the one that is not meant")
+            self.contradiction(said)
         return next(iter(values.values()), default)
+
+    def contradiction(self, said: str) -> None:
+        """Raises ConfigError: readers of one field and of another would build two models."""
+        raise ConfigError(f"{self._file}: {said} contradict each other; remove the one that is not meant")
 
     def section(self, name: str) -> dict[str, Any]:
         """A nested object; empty where there is none."""
@@ -46,6 +58,10 @@ class Settings:
             raise ConfigError(f"{self._file}: {name}: {value!r} must be an object")
         return value
 
+    def unsupported(self, name: str, value: Any, what: str) -> None:
+        """Raises ConfigError: a feature that the model here does not have."""
+        raise ConfigError(f"{self._file}: {name}: {value!r} asks for {what}, which no model here has")
+
     def refuse(self, value: Any, name: str, allowed: tuple[Any, ...]) -> None:
         """Raises ConfigError where `value` is none of `allowed`: the model here would compute something else."""
         if value not in allowed:
@@ -53,10 +69,10 @@ class Settings:
                 f"{self._file}: {name}: {value!r} is not supported  (supported: {', '.join(map(str, allowed))})"
             )
 
-    def spec(self, **fields: Any) -> ModelSpec:
-        """The spec of these fields; what it finds wrong with them is said of the file."""
+    def spec(self, kind: type[S], /, **fields: Any) -> S:
+        """A spec, or a part of one, of these fields; what it finds wrong with them is said of the file."""
         try:
-            return ModelSpec(**fields)
+            return kind(**fields)
         except ConfigError as e:
             raise ConfigError(f"{self._file}: {str(e).removeprefix(f'{e.room}: ')}") from e
 

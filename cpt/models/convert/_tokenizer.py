@@ -9,7 +9,7 @@ from typing import Any
 
 from cpt.data.tokenizers._base import load
 from cpt.errors import ConfigError
-from cpt.models.spec import ModelSpec
+from cpt.models.spec import DecoderSpec
 
 KEPT = ("tokenizer_config.json", "special_tokens_map.json")
 
@@ -27,7 +27,7 @@ class TokenizerFiles:
     ids: dict[str, Any] = field(default_factory=dict)
 
 
-def tokenizer_files(file: str | Path | None, spec: ModelSpec) -> TokenizerFiles:
+def tokenizer_files(file: str | Path | None, spec: DecoderSpec) -> TokenizerFiles:
     """The files of the tokenizer at `file`: those that are beside it, or the least that `AutoTokenizer` needs.
 
     Raises:

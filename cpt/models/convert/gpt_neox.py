@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cpt.models.convert._base import Keys, Layout, Tensor, matrix, vector
+from cpt.models.convert._rope import rope_kind
 from cpt.models.convert._settings import Settings
 from cpt.models.spec import ModelSpec
 
@@ -28,11 +29,12 @@ def read_spec(config: dict[str, Any], file: Path) -> ModelSpec:
     width = settings.count("hidden_size")
     ff = settings.count("intermediate_size")
     rope = settings.section("rope_parameters") | settings.section("rope_scaling")
-    settings.refuse(rope.get("rope_type", rope.get("type", "default")), "rope_type", ("default",))
+    rope_kind(settings, ("default",))
     settings.refuse(config.get("attention_bias", True), "attention_bias", (True,))
     act = config.get("hidden_act", "gelu")
     settings.refuse(act, "hidden_act", tuple(ACTIVATIONS))
     return settings.spec(
+        ModelSpec,
         family="gpt_neox",
         layers=settings.count("num_hidden_layers"),
         width=width,
@@ -127,6 +129,7 @@ def tensors(spec: ModelSpec) -> list[Tensor]:
 
 
 gpt_neox = Layout(
+    model_types=("gpt_neox",),
     read_spec=read_spec,
     write_config=write_config,
     tensors=tensors,

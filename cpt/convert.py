@@ -1,0 +1,147 @@
+"""Hugging Face model directories: what one holds, one in, a run out.
+
+    python -m cpt.convert inspect models/Qwen2.5-0.5B                          # sizes, and whether it loads
+    python -m cpt.convert import --hf=models/Qwen2.5-0.5B --out=runs/qwen      # then --config.init.from_run=runs/qwen
+    python -m cpt.convert export --workdir=runs/demo-3f9c2a71 --out=models/demo --dtype=bfloat16
+    python -m cpt.convert export --workdir=runs/demo-3f9c2a71 --step=400 --out=models/demo-400
+
+A directory is read by its `config.json`, safetensors and tokenizer; pickles are not opened. What is exported loads in
+`transformers` and what is built on it, and has a model card that tells what the run learned and forgot.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from cpt import cli
+from cpt.data.tokenizers._base import load
+from cpt.errors import ConfigError, UserError, nearest
+from cpt.models import convert
+from cpt.models.rope import KINDS
+from cpt.models.spec import DecoderSpec, parameter_count
+from cpt.sections import to_dict
+from cpt.units import human
+
+COMMANDS = ("inspect", "import", "export")
+SHOWN = ("layers", "width", "heads", "kv_heads", "head_dim", "ff_dim", "vocab_size", "context")
+
+
+def define_flags(command: str) -> None:
+    """The flags of one of the commands."""
+    if command == "inspect":
+        return
+    if command == "import":
+        flags.DEFINE_string("hf", None, "Hugging Face directory: config.json, safetensors, tokenizer.json.")
+        flags.DEFINE_string("out", None, "Folder to make; `init.from_run` takes it.")
+        return
+    flags.DEFINE_string("workdir", None, "Run directory.")
+    flags.DEFINE_integer("step", None, "Which of its checkpoints; the newest by default.", lower_bound=0)
+    flags.DEFINE_string("out", None, "Folder to make.")
+    flags.DEFINE_enum("dtype", "float32", list(convert.DTYPES), "Of the stored tensors.")
+    flags.DEFINE_integer("shard_bytes", convert.SHARD_BYTES, "Largest file of tensors.", lower_bound=1)
+    flags.DEFINE_string(
+        "tokenizer", None, "tokenizer.json, or its folder; 'none' for none; by default that of the run."
+    )
+    flags.DEFINE_bool("overwrite", False, "Replace the folder if it is there.")
+
+
+def main(command: str, argv: list[str]) -> int:
+    """Run one of the commands; returns the exit code."""
+    given = flags.FLAGS
+    if command == "inspect":
+        if len(argv) != 1:
+            raise ConfigError("inspect: name one directory, e.g. python -m cpt.convert inspect models/pythia-160m")
+        return inspect(Path(argv[0]))
+    for name in ("hf", "out") if command == "import" else ("workdir", "out"):
+        if not getattr(given, name):
+            raise ConfigError(f"--{name}: required (see --help)")
+    from cpt.training import exchange  # starts JAX; looking into a directory needs none
+
+    if command == "import":
+        exchange.import_model(Path(given.hf), Path(given.out), print)
+        print(f"wrote {given.out}; start from it with --config.init.from_run={given.out}")
+        return 0
+    asked = exchange.Export(given.dtype, given.shard_bytes, given.tokenizer, given.overwrite)
+    saved = exchange.export_run(Path(given.workdir), given.step, Path(given.out), asked, print)
+    print(f"wrote {given.out} from checkpoint {saved}")
+    return 0
+
+
+def inspect(folder: Path) -> int:
+    """Print what a directory holds; 2 where it does not load."""
+    found = convert.inspect(folder)
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, text in _described(folder, found):
+        table.add_row(name, text)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    if found.problem is None:
+        return 0
+    print(found.problem, file=sys.stderr)
+    return 2
+
+
+def _described(folder: Path, found: convert.Contents) -> list[tuple[str, str]]:
+    spec = found.spec
+    dtypes = ", ".join(found.dtypes if len(found.dtypes) == 1 else (f"{n} {d}" for d, n in found.dtypes.items()))
+    rows = [("architecture", f"{found.architecture}{f', family {spec.family}' if spec else ''}")]
+    if spec is not None:
+        rows.append(("sizes", ", ".join(f"{name} {getattr(spec, name):,}" for name in SHOWN)))
+        rows.append(("options", _options(spec)))
+        body = parameter_count(spec, embedding=False)
+        rows.append(("parameters", f"{parameter_count(spec):,} ({body:,} without embedding and head)"))
+    if found.files:
+        files = f"{found.files} file{'s' if found.files > 1 else ''}, {human(found.stored_bytes)}B"
+        rows.append(("tensors", f"{found.tensors:,} in {files}, {dtypes}"))
+    rows.append(("tokenizer", _tokenizer(folder, spec)))
+    rows.append(("loads", "no" if found.problem else "yes"))
+    return rows
+
+
+def _options(spec: DecoderSpec) -> str:
+    """The fields that are neither sizes nor matters of training."""
+    hidden = {*SHOWN, "ff", "family", "init", "init_std", "compute_dtype", "remat"}
+    said: dict[str, Any] = {k: v for k, v in to_dict(spec).items() if k not in hidden}
+    if rope := said.pop("rope", None):
+        read = ("kind", *KINDS[rope["kind"]])
+        said |= {f"rope.{k}": v for k, v in rope.items() if k in read and v is not None}
+    return ", ".join(f"{name} {value}" for name, value in said.items())
+
+
+def _tokenizer(folder: Path, spec: DecoderSpec | None) -> str:
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return "none here"
+    try:
+        tokenizer = load(folder)
+    except UserError as e:
+        return f"cannot be read ({e})"
+    more = ", more than the model has" if spec is not None and tokenizer.vocab_size > spec.vocab_size else ""
+    return f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids{more}, a document ends with {tokenizer.eod_token}"
+
+
+def run() -> int:
+    """The command line."""
+    argv = list(sys.argv)
+    if len(argv) < 2 or argv[1].startswith("-"):
+        return cli.call(_no_command, argv)
+    command = argv.pop(1)
+    if command not in COMMANDS:
+        line = f"{command}: no such command{nearest(command, COMMANDS)}  (there are: {', '.join(COMMANDS)})"
+        print(ConfigError(line), file=sys.stderr)
+        return 2
+    define_flags(command)
+    words = [a for a in argv[1:] if not a.startswith("-")] if command == "inspect" else []
+    return cli.call(lambda _: main(command, words), [a for a in argv if a not in words])
+
+
+def _no_command(argv: list[str]) -> int:
+    raise ConfigError(f"name a command: {', '.join(COMMANDS)} (see --help)")
+
+
+if __name__ == "__main__":
+    sys.exit(run())

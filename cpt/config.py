@@ -283,6 +283,7 @@ def identity(spec: RunSpec, defaults: bool = True) -> dict[str, Any]:
         for parent in parents:
             node = node.get(parent, {})
         node.pop(name, None)
+    out["model"]["family"] = spec.model.family  # each family has defaults of its own
     return out
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -85,6 +86,17 @@ def parse_flags(argv: list[str], values: flags.FlagValues | None = None) -> list
         if isinstance(e, flags.Error | TypeError | ValueError):
             raise ConfigError(_one_line(str(e))) from e
         raise
+
+
+class OptionalValue(flags.ArgumentParser):
+    """Parses a flag that may stand alone (`--flag` is ""), be denied (`--noflag` is None), or have a value.
+
+    To be defined with `boolean=True`, which is what lets it stand alone.
+    """
+
+    def parse(self, argument: Any) -> str | None:
+        said = str(argument)
+        return {"true": "", "false": None}.get(said.lower(), said)
 
 
 def read_plan(file: str, overrides: list[str]) -> RunPlan:

@@ -24,7 +24,7 @@ from cpt.schedules.hyper import FollowSpec
 from cpt.schedules.spec import LRSpec
 from cpt.schedules.trunk import AnnealSpec, BranchSpec
 from cpt.sections import parse, section, to_dict
-from cpt.training.spec import GuardSpec, InitSpec
+from cpt.training.spec import GuardSpec, InitSpec, MeshSpec
 from cpt.units import Duration
 
 
@@ -186,15 +186,6 @@ class CheckpointSpec:
 
 
 @dataclass(frozen=True)
-class MeshSpec:
-    """Devices along the axes `data`, `fsdp`, `tensor`; 0 in one of them takes what is left."""
-
-    data: int = 1
-    fsdp: int = 0
-    tensor: int = 1
-
-
-@dataclass(frozen=True)
 class RunSpec:
     """Everything a run is made of. `order` states the order of the phases; a `ConfigDict` has none.
 
@@ -252,7 +243,7 @@ def _counts(spec: RunSpec) -> Iterator[tuple[str, int | None, int]]:
     """Whole numbers with a least value: (path, value, least)."""
     yield "evaluation.rows_per_pass", spec.evaluation.rows_per_pass, 1
     yield "checkpoints.keep_rolling", spec.checkpoints.keep_rolling, 1
-    for axis in ("data", "fsdp", "tensor"):
+    for axis in ("data", "fsdp", "sequence", "tensor"):
         yield f"mesh.{axis}", getattr(spec.mesh, axis), 0
     for name, evaluated in spec.evaluation.sets.items():
         yield f"evaluation.sets.{name}.sequences", evaluated.sequences, 1

@@ -3,6 +3,7 @@
     python -m cpt.main --config=configs/pile_to_slimpajama.py
     python -m cpt.main --config=configs/pile_to_slimpajama.py --config.phases.slimpajama.replay.share=0.25
     python -m cpt.main --config=configs/pile_to_slimpajama.py:410m --dry_run
+    python -m cpt.main --config=configs/pile_to_slimpajama.py:410m --dry_run=v5p-64
     python -m cpt.main --config=F --coordinator=host0:8476 --processes=4 --process=0      # on each of four machines
 
 Typing the command again goes on where the run stopped, or says that it is done. Ctrl-C saves first. Under SLURM, Open
@@ -30,6 +31,7 @@ from cpt.reports.console import show_launch, show_result
 from cpt.training import cluster
 from cpt.training import workdir as workdirs
 from cpt.training.branches import finished
+from cpt.training.dry_run import topology_lines
 from cpt.training.processes import Processes, here, joined
 from cpt.training.signals import STOPPED_BY_SIGNAL
 
@@ -37,8 +39,13 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe: FILE.py or FILE.py:ARGUMENT.", lock_config=False, accept_new_attributes=True
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/<name>-<hash of the plan>.")
-DRY_RUN = flags.DEFINE_bool(
-    "dry_run", False, "Print the plan and its cost, and stop; needs no data and no accelerator."
+DRY_RUN = flags.DEFINE(
+    cli.OptionalValue(),
+    "dry_run",
+    None,
+    "Print the plan and its cost, and stop; needs no data and no accelerator. With a machine's name (v5p-64, v5e-16, "
+    "h100-8, cpu-8, ...) also the mesh and the memory per device there, compiled where the installed JAX can.",
+    boolean=True,
 )
 for flag in cluster.FLAGS:
     flags.declare_key_flag(flag)
@@ -50,9 +57,8 @@ def main(argv: list[str]) -> int:
         raise ConfigError("--config: required, e.g. --config=configs/pile_to_slimpajama.py (see --help)")
     plan = resolve(load(CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"])))
     workdir = Path(WORKDIR.value) if WORKDIR.value else workdirs.default_workdir(plan)
-    if DRY_RUN.value:
-        show_launch(console_of(here()), plan, workdir)
-        return 0
+    if DRY_RUN.value is not None:
+        return dry_run(console_of(here()), plan, workdir, DRY_RUN.value)
     with joined(cluster.of_flags(os.environ), cluster.CONNECT_SECONDS.value) as processes:
         console = console_of(processes)
         try:
@@ -67,6 +73,14 @@ def main(argv: list[str]) -> int:
 def console_of(processes: Processes) -> Console:
     """Where this process prints: one of several does, the others have only errors to tell."""
     return Console(width=None if sys.stdout.isatty() else 160, quiet=not processes.first)
+
+
+def dry_run(console: Console, plan: RunPlan, workdir: Path, machine: str) -> int:
+    """Show the plan, and what it would take on a machine where one is named."""
+    show_launch(console, plan, workdir)
+    for line in topology_lines(plan, machine) if machine else ():
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    return 0
 
 
 def launch(console: Console, plan: RunPlan, workdir: Path) -> int:
@@ -92,9 +106,10 @@ def launch(console: Console, plan: RunPlan, workdir: Path) -> int:
 def train(console: Console, plan: RunPlan, workdir: Path) -> int:
     """Train, then report; 75 where a signal stopped it."""
     from cpt.training.run import devices_text, run_training  # starts JAX; a dry run and a finished run need none
+    from cpt.training.sharding import run_mesh_line
 
     started = time.monotonic()
-    show_launch(console, plan, workdir, devices_text())
+    show_launch(console, plan, workdir, devices_text(), run_mesh_line(plan.spec))
     outcome = run_training(plan, workdir, console)
     if outcome.stopped_by:
         saved = f"saved at step {outcome.step} of {plan.total_steps}"

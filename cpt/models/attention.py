@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cpt.models.layout import length_is_split
 from cpt.models.rope import PLAIN, RopeSpec, frequencies
 
 HIDDEN = float(jnp.finfo(jnp.float32).min)  # not -inf: it keeps max, exp and their gradients finite
@@ -65,7 +66,8 @@ def attend(
       [B, H, L, K] in the dtype of `v`, the same for every `block` up to rounding.
     """
     length = q_BxHxLxK.shape[2]
-    block = block or max(128, -(-length // 8))
+    # A block of a row whose length is split would lie on some of the devices only, and the others would wait for them.
+    block = length if length_is_split() else block or max(128, -(-length // 8))
     rows = []
     for start in range(0, length, block):
         stop = min(start + block, length)

@@ -7,14 +7,16 @@ JAX traces, so a compiled step pays nothing for them (a call through `nnx.jit` c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
 from cpt.errors import ConfigError
+from cpt.models import layout
 from cpt.models.spec import DecoderSpec
 from cpt.registry import find
 
@@ -30,10 +32,16 @@ class Model:
       spec: its hyper-parameters.
       family: `(spec, rngs) -> nnx.Module`; the module maps (tokens_BxL, segments_BxL) to hidden_BxLxD, holds the output
         matrix as `head.kernel` unless it is tied, and gives every parameter a metadata field `axes`.
+      mesh: devices that activations are spread over; None leaves that to the partitioner.
     """
 
     spec: DecoderSpec
     family: Callable[[DecoderSpec, nnx.Rngs], nnx.Module]
+    mesh: Mesh | None = None
+
+    def on(self, mesh: Mesh) -> Model:
+        """This model with its activations spread over `mesh` (`cpt.models.layout`)."""
+        return replace(self, mesh=mesh)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters. For a sharded model: `jax.jit(model.init, out_shardings=...)(key)`."""
@@ -53,7 +61,8 @@ class Model:
         Raises:
           ConfigError: the rows are longer than `spec.context`.
         """
-        return self._bound(params, tokens_BxL)(tokens_BxL, segments_BxL)
+        with layout.over(self.mesh):
+            return self._bound(params, tokens_BxL)(tokens_BxL, segments_BxL)
 
     def attention_inputs(
         self, params: Params, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None

@@ -14,6 +14,7 @@ from flax import nnx
 
 from cpt.models.attention import attend, rotary_table, rotate
 from cpt.models.layers import Embed, Head, Linear, deviations
+from cpt.models.layout import by_token
 from cpt.models.spec import ModelSpec
 
 
@@ -116,10 +117,10 @@ class gpt_neox(nnx.Module):
         """The residual stream [B * L, d] before each block, and after the last one."""
         batch, length = tokens_BxL.shape
         rotary = rotary_table(length, self.spec.rotary_dim, self.spec.rotary_base)
-        x_NxD = self.embed(tokens_BxL.reshape(-1))
+        x_NxD = by_token(self.embed(tokens_BxL.reshape(-1)))
 
         def run(block: Block, x_NxD: jax.Array) -> jax.Array:
-            return block(x_NxD, rotary, batch, segments_BxL)
+            return by_token(block(x_NxD, rotary, batch, segments_BxL))
 
         run = nnx.remat(run) if self.spec.remat == "full" else run
         for i in range(self.spec.layers):

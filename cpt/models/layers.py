@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cpt.models._spec import DecoderSpec
+from cpt.models.layout import gathered
 
 Axes = Sequence[str | None]
 
@@ -70,7 +71,8 @@ class Embed(nnx.Module):
 
     def __call__(self, tokens_N: jax.Array) -> jax.Array:
         # "fill" turns an id beyond the vocabulary into NaN; the default of indexing would read the last row in silence.
-        return jnp.take(self.embedding[...], tokens_N, axis=0, mode="fill").astype(self.dtype)
+        table_VxD = gathered(self.embedding[...], ("vocab", "embed"))
+        return jnp.take(table_VxD, tokens_N, axis=0, mode="fill").astype(self.dtype)
 
 
 class Head(nnx.Module):

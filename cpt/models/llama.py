@@ -15,6 +15,7 @@ from flax import nnx
 
 from cpt.models.attention import attend, rotary_table, rotate
 from cpt.models.layers import Axes, Embed, Head, Linear, deviations
+from cpt.models.layout import by_token
 from cpt.models.llama_spec import LlamaSpec
 
 
@@ -141,10 +142,10 @@ class llama(nnx.Module):
         """The residual stream [B * L, d] before each block, and after the last one."""
         batch, length = tokens_BxL.shape
         rotary = rotary_table(length, self.spec.head_dim, self.spec.rotary_base, self.spec.rope)
-        x_NxD = self.embed(tokens_BxL.reshape(-1))
+        x_NxD = by_token(self.embed(tokens_BxL.reshape(-1)))
 
         def run(block: Block, x_NxD: jax.Array) -> jax.Array:
-            return block(x_NxD, rotary, batch, segments_BxL)
+            return by_token(block(x_NxD, rotary, batch, segments_BxL))
 
         run = nnx.remat(run) if self.spec.remat == "full" else run
         for i in range(self.spec.layers):

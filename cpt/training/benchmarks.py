@@ -64,7 +64,7 @@ class Benchmarks:
         replicated = NamedSharding(batch.mesh, PartitionSpec())
 
         def run(params: Any, names: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
-            scores = model_scores(model, params, batch)
+            scores = model_scores(model.on(batch.mesh), params, batch)
             whole = lambda windows: jax.device_put(scores(windows), replicated)  # noqa: E731
             rows = -(-16 // devices) * devices
             asked = HarnessModel(whole, tokenizer, model.spec.context, rows)

@@ -32,7 +32,7 @@ from cpt.training.initialise import params_at
 from cpt.training.machine import abstract_state
 from cpt.training.merging import KINDS
 from cpt.training.recorder import note_origin
-from cpt.training.sharding import BATCH, make_mesh
+from cpt.training.sharding import BATCH, run_mesh
 from cpt.training.state import State
 from cpt.training.workdir import lock, stored_plan
 
@@ -187,11 +187,10 @@ def _origin_of_added(plan: RunPlan, own: RunPlan, evaluation: Evaluation) -> dic
 
 def _mesh(plan: RunPlan, added: RunSpec | None, say: Say) -> Mesh:
     """The mesh of `added`, or the run's; all devices there are where that does not fit them."""
-    rows = plan.spec.batch.sequences // plan.spec.batch.accumulate
     try:
-        return make_mesh(plan.spec.mesh if added is None else added.mesh, rows)
+        return run_mesh(plan.spec if added is None else replace(plan.spec, mesh=added.mesh))
     except ConfigError:
         if added is not None:
             raise
         say("other devices than those of the run: last digits may differ from its own")
-        return make_mesh(MeshSpec(), rows)
+        return run_mesh(replace(plan.spec, mesh=MeshSpec()))

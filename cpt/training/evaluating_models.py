@@ -28,7 +28,7 @@ from cpt.training.evaluation import Evaluation, build_evaluation
 from cpt.training.evaluation_rows import Done, Missing, Writer
 from cpt.training.feed import Data
 from cpt.training.recorder import note_origin
-from cpt.training.sharding import BATCH, make_mesh, parameter_shardings
+from cpt.training.sharding import BATCH, parameter_shardings, run_mesh
 from cpt.training.workdir import lock, prepare_workdir
 
 
@@ -68,7 +68,7 @@ def evaluate_models(
         spec = recipe
         sources, tokenizer = open_sources(spec.sources, spec.tokenizer, Path(spec.stores), say)
         data = Data(sources, tokenizer)
-        mesh = make_mesh(spec.mesh, spec.batch.sequences // spec.batch.accumulate)
+        mesh = run_mesh(spec)
         made: dict[DecoderSpec, Evaluation] = {}
         for step, path in todo:
             begun = time.monotonic()

@@ -90,7 +90,9 @@ def build_evaluation(
     losses = {}
     for kind in AT:
         if own := [taken[name] for name, s in spec.evaluation.sets.items() if s.at == kind]:
-            losses[kind] = SetLosses(model, own, spec.evaluation.rows_per_pass, batch, end_of_document(plan, data))
+            losses[kind] = SetLosses(
+                model.on(batch.mesh), own, spec.evaluation.rows_per_pass, batch, end_of_document(plan, data)
+            )
     windows = {name: s.windows_RxM for name, s in taken.items()}
     probes = {}
     for name, probe in spec.evaluation.probes.items():

@@ -8,15 +8,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from cpt.models import base
 from cpt.optimizers import building as optimizers
 from cpt.optimizers.policy import apply_policy
 from cpt.plan import RunPlan
-from cpt.training.sharding import make_mesh, optimizer_shardings, parameter_shardings, replicate
+from cpt.training.sharding import optimizer_shardings, parameter_shardings, replicate, run_mesh
 from cpt.training.state import State
-from cpt.training.step import make_train_step
+from cpt.training.step import jit_train_step
 
 Switch = Callable[[State], State]
 
@@ -53,22 +53,21 @@ class Machine:
         return replicate(self.mesh, given)
 
 
-def make_machine(plan: RunPlan) -> Machine:
+def make_machine(plan: RunPlan, mesh: Mesh | None = None) -> Machine:
     """Mesh, model and optimizer of `plan`, and the update, not compiled yet.
+
+    Args:
+      mesh: in place of the one that the plan has on the devices that are there.
 
     Raises:
       ConfigError: the mesh does not fit the devices or the batch; there is no such model or optimizer.
     """
     spec = plan.spec
-    mesh = make_mesh(spec.mesh, spec.batch.sequences // spec.batch.accumulate)
+    mesh = run_mesh(spec) if mesh is None else mesh
     model, tx = base.build(spec.model), optimizers.build(plan)
     abstract = abstract_state(model, tx, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    update = jax.jit(
-        make_train_step(model, tx, spec.batch.accumulate, mesh.shape["data"] * mesh.shape["fsdp"]),
-        donate_argnums=0,
-        out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
-    )
+    update = jit_train_step(model, tx, mesh, shardings, spec.batch.accumulate)
     return Machine(plan, mesh, model, tx, abstract, update, phase_switches(plan, tx, shardings))
 
 

@@ -22,7 +22,7 @@ from cpt.training.evaluation import build_evaluation, without_probes
 from cpt.training.feed import Data
 from cpt.training.logs import JsonLines
 from cpt.training.machine import abstract_state
-from cpt.training.sharding import BATCH, make_mesh
+from cpt.training.sharding import BATCH, run_mesh
 from cpt.training.state import State
 from cpt.training.workdir import claim, prepare_workdir, stored_plan
 
@@ -45,7 +45,7 @@ def merge(workdir: Path, steps: Sequence[int], weights: np.ndarray, out: Path, e
         raise RunError(f"{workdir}: no plan.json in it; give the directory of a run")
     plan = stored[0]
     found = find_checkpoints(workdir, steps)
-    mesh = make_mesh(plan.spec.mesh, plan.spec.batch.sequences // plan.spec.batch.accumulate)
+    mesh = run_mesh(plan.spec)
     model = base.build(plan.spec.model)
     abstract = abstract_state(model, optimizers.build(plan), mesh)
     merged, last, meta = average(found, weights, abstract, say)

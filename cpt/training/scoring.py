@@ -16,7 +16,7 @@ from cpt.optimizers import building as optimizers
 from cpt.training.checkpoint import Checkpoints, DamagedCheckpoint, restore
 from cpt.training.machine import abstract_state
 from cpt.training.merging import KINDS, find_checkpoints
-from cpt.training.sharding import make_mesh
+from cpt.training.sharding import run_mesh
 from cpt.training.workdir import stored_plan
 
 
@@ -51,7 +51,7 @@ def load_run(workdir: Path, step: int | None = None) -> ScoredRun:
         saved = max(found, key=lambda s: s.step)
     else:
         (saved,) = find_checkpoints(workdir, [step])
-    mesh = make_mesh(plan.spec.mesh, plan.spec.batch.sequences // plan.spec.batch.accumulate)
+    mesh = run_mesh(plan.spec)
     model = base.build(plan.spec.model)
     try:
         (params, _), meta = restore(saved, abstract_state(model, optimizers.build(plan), mesh), params_only=True)

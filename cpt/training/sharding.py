@@ -1,27 +1,57 @@
-"""One mesh, three axes, and a rule per logical axis; the same code on one CPU and on a pod.
+"""The mesh as JAX has it, and where parameters, moments and batches lie on it; the same code on one CPU and on a pod.
 
-`data` replicates parameters, `fsdp` shards them and the batch with them, `tensor` splits heads, MLP and vocabulary.
+`cpt.training.mesh` says how many devices lie along each axis, `cpt.models.layout` which axis splits what.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cpt.config import MeshSpec
-from cpt.errors import ConfigError
+from cpt.config import BatchSpec, MeshSpec, RunSpec
+from cpt.models.layout import AXES, PARAMETER_RULES
+from cpt.training.mesh import Devices, Sizes, across_slices, check_rows, choose, mesh_line, solve
 
-RULES = {"vocab": "tensor", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "embed": "fsdp"}
 BATCH = PartitionSpec(("data", "fsdp"))
+TOKENS = PartitionSpec(("data", "fsdp"), "sequence")
+
+
+def describe(devices: Sequence[Any]) -> Devices:
+    """What a choice of mesh may depend on."""
+    return Devices(len(devices), devices[0].device_kind, len({slice_of(d) for d in devices}))
+
+
+def slice_of(device: Any) -> int:
+    """The TPU slice or GPU node that a device lies in; 0 where the backend does not say."""
+    index = getattr(device, "slice_index", None)
+    return 0 if index is None else index
+
+
+def run_mesh(spec: RunSpec, devices: Sequence[Any] | None = None, described: Devices | None = None) -> Mesh:
+    """The mesh of a run; raises as `cpt.training.mesh.choose` does.
+
+    Args:
+      devices: all there are by default.
+      described: what the choice depends on, where the devices do not say it themselves.
+    """
+    devices = jax.devices() if devices is None else devices
+    return device_mesh(choose(spec, described or describe(devices)).sizes, devices)
+
+
+def run_mesh_line(spec: RunSpec) -> str:
+    """What the launch says of the mesh and of the memory it leaves; starts the backend."""
+    return mesh_line(spec, describe(jax.devices()))
 
 
 def make_mesh(spec: MeshSpec, rows: int) -> Mesh:
-    """The mesh over all devices.
+    """A mesh over all devices without regard to a model: where `data` and `fsdp` are open, `fsdp` takes what is left.
 
     Args:
       spec: sizes of the axes; a 0 takes the devices that are left.
@@ -30,37 +60,41 @@ def make_mesh(spec: MeshSpec, rows: int) -> Mesh:
     Raises:
       ConfigError: the sizes do not multiply to the number of devices, or do not divide the rows.
     """
-    sizes = {"data": spec.data, "fsdp": spec.fsdp, "tensor": spec.tensor}
-    devices, fixed = jax.device_count(), math.prod(n for n in sizes.values() if n)
-    sizes = {axis: n or devices // fixed for axis, n in sizes.items()}
-    shape = " x ".join(f"{axis} {n}" for axis, n in sizes.items())
-    if math.prod(sizes.values()) != devices:
-        raise ConfigError(f"mesh: {shape} is not the number of devices, {devices}")
-    if rows % (sizes["data"] * sizes["fsdp"]):
-        raise ConfigError(
-            f"mesh: {rows} rows per micro-batch cannot be split over {shape}; choose batch.sequences (and accumulate) "
-            f"so that {sizes['data'] * sizes['fsdp']} divides it, or use fewer devices"
-        )
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
+    sizes = solve(spec, describe(jax.devices()))
+    check_rows(BatchSpec(sequences=rows, length=1), sizes)
+    return device_mesh(sizes, jax.devices())
 
 
-def parameter_shardings(mesh: Mesh, axes: Any, abstract: Any) -> Any:
+def device_mesh(sizes: Sizes, devices: Sequence[Any]) -> Mesh:
+    """The mesh with these sizes; over several slices `data` (then `fsdp`) is what crosses the network between them."""
+    shape, slices = [sizes[axis] for axis in AXES], len({slice_of(d) for d in devices})
+    kinds = (AxisType.Auto,) * len(AXES)
+    if slices == 1:
+        return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+    between = [across_slices(sizes, slices)[axis] for axis in AXES]
+    within = [n // m for n, m in zip(shape, between, strict=True)]
+    array = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+    return Mesh(array, AXES, axis_types=kinds)
+
+
+def parameter_shardings(mesh: Mesh | AbstractMesh, axes: Any, abstract: Any) -> Any:
     """A `NamedSharding` per parameter.
 
     Args:
       axes: tree of tuples of logical names (`Model.logical_axes`).
       abstract: tree of `ShapeDtypeStruct` of the same structure.
 
-    Vectors (biases, norm scales) are replicated: gathering them would cost more than their memory. A dimension that its
-    mesh axis does not divide stays whole.
+    Vectors (biases, norm scales) are not split over `fsdp`: gathering them would cost more than their memory. A bias
+    lies with the heads or the MLP channels that it is added to. A dimension that its mesh axis does not divide stays
+    whole.
     """
 
     def one(leaf: jax.ShapeDtypeStruct, names: tuple[str | None, ...]) -> NamedSharding:
+        spec = [PARAMETER_RULES.get(n or "") for n in names]
         if leaf.ndim < 2:
-            return NamedSharding(mesh, PartitionSpec())
-        spec = [RULES.get(n) if n else None for n in names]
-        spec = [a if a and size % mesh.shape[a] == 0 else None for a, size in zip(spec, leaf.shape, strict=True)]
-        return NamedSharding(mesh, PartitionSpec(*spec))
+            spec = [None if axis == "fsdp" else axis for axis in spec]
+        spec = [a if a and size % mesh.shape.get(a, 1) == 0 else None for a, size in zip(spec, leaf.shape, strict=True)]
+        return NamedSharding(mesh, PartitionSpec(*spec) if any(spec) else PartitionSpec())
 
     return jax.tree.map(one, abstract, axes)
 
@@ -76,6 +110,16 @@ def optimizer_shardings(tx: optax.GradientTransformation, abstract: Any, shardin
     )
 
 
+def shard_bytes(abstract: Any) -> int:
+    """Bytes that each device holds of a tree of `ShapeDtypeStruct`s with shardings."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+
+
+def batch_sharding(mesh: Mesh, name: str) -> NamedSharding:
+    """Where an array of a batch lies: rows over `data` and `fsdp`, the length of `..._BxL` over `sequence`."""
+    return NamedSharding(mesh, TOKENS if name.endswith("_BxL") and mesh.shape.get("sequence", 1) > 1 else BATCH)
+
+
 def host_rows(mesh: Mesh, sequences: int) -> np.ndarray:
     """Numbers of the rows of a batch that the devices of this process hold, increasing.
 
@@ -86,11 +130,11 @@ def host_rows(mesh: Mesh, sequences: int) -> np.ndarray:
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray], sequences: int) -> dict[str, jax.Array]:
-    """This process's rows (`host_rows`) of a batch of `sequences`, as global arrays split over `data` and `fsdp`."""
-    sharding = NamedSharding(mesh, BATCH)
+    """This process's rows (`host_rows`) of a batch of `sequences`, as global arrays (`batch_sharding`)."""
+    shardings = {name: batch_sharding(mesh, name) for name in batch}
     if jax.process_count() == 1:
-        return jax.device_put(batch, sharding)
-    return {name: from_local(sharding, rows, (sequences, *rows.shape[1:])) for name, rows in batch.items()}
+        return jax.device_put(batch, shardings)
+    return {name: from_local(shardings[name], rows, (sequences, *rows.shape[1:])) for name, rows in batch.items()}
 
 
 def from_local(sharding: NamedSharding, rows: np.ndarray, shape: tuple[int, ...]) -> jax.Array:

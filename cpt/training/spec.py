@@ -1,4 +1,6 @@
-"""The sections of a config that say where a run starts, and what it does when something goes wrong."""
+"""The sections of a config that say where a run starts, how it is spread over devices, and what it does when something
+goes wrong.
+"""
 
 from __future__ import annotations
 
@@ -69,3 +71,21 @@ class GuardSpec:
             raise ConfigError(f"guard.deviations: {self.deviations} is not positive")
         if not self.stall_s >= 0:
             raise ConfigError(f"guard.stall_s: {self.stall_s} is not at least 0")
+
+
+@dataclass(frozen=True)
+class MeshSpec:
+    """Devices along each axis of the mesh. A 0 takes what is left; `data` and `fsdp` may both be 0 and then share it,
+    by the size of the model and the memory of the devices (`cpt.training.mesh.choose`; the launch says the choice).
+
+    Attributes:
+      data: copies of the model, each with rows of its own.
+      fsdp: parts of parameters, moments and gradients, each with rows of its own.
+      sequence: parts of each row along its length.
+      tensor: parts of heads, MLP and vocabulary within each layer.
+    """
+
+    data: int = 0
+    fsdp: int = 0
+    sequence: int = 1
+    tensor: int = 1

@@ -8,14 +8,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cpt.models.base import Model
 from cpt.objectives.cross_entropy import automatic_rows, cross_entropy, weighted_sums
 from cpt.training.state import State, Sums
 
 
+def jit_train_step(
+    model: Model, tx: optax.GradientTransformation, mesh: Mesh, shardings: State, accumulate: int
+) -> Any:
+    """`make_train_step` for `mesh`: jitted, the state donated and left where it lay, the sums on every device."""
+    pieces = mesh.shape.get("sequence", 1)
+    step = make_train_step(
+        model.on(mesh), tx, accumulate, mesh.shape["data"] * mesh.shape["fsdp"] * pieces, length_parts=pieces
+    )
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
+
+
 def make_train_step(
-    model: Model, tx: optax.GradientTransformation, accumulate: int = 1, devices: int = 1
+    model: Model, tx: optax.GradientTransformation, accumulate: int = 1, devices: int = 1, length_parts: int = 1
 ) -> Callable[[State, dict[str, jax.Array], jax.Array, jax.Array], tuple[State, Sums]]:
     """The update, to be jitted with the state donated.
 
@@ -28,13 +40,14 @@ def make_train_step(
       tx: optimizer without a learning rate.
       accumulate: micro-batches per update; their gradients are added in float32.
       devices: devices the logits are spread over, to choose the chunk of the loss.
+      length_parts: devices of these that split each row along its length.
     """
 
     def loss(params: Any, micro: dict[str, jax.Array], multipliers_K: jax.Array, denominator: jax.Array):
         tokens_BxL, source_B = micro["tokens_BxL"], micro["source_B"]
         hidden_BxLxD = model.apply(params, tokens_BxL, micro.get("segments_BxL"))
         rows = automatic_rows(tokens_BxL.size, model.spec.vocab_size, devices)
-        nll_BxL = cross_entropy(hidden_BxLxD, model.head(params), micro["targets_BxL"], rows)
+        nll_BxL = cross_entropy(hidden_BxLxD, model.head(params), micro["targets_BxL"], rows, length_parts)
         nats_K, tokens_K = weighted_sums(nll_BxL, micro["weights_BxL"], source_B, multipliers_K.shape[0])
         weights_BxL = micro["weights_BxL"] * multipliers_K[source_B][:, None]
         return jnp.sum(nll_BxL * weights_BxL) / denominator, (nats_K, tokens_K.astype(jnp.int32))

@@ -35,6 +35,9 @@ PURE = (
     "cpt.reports",
     "cpt.report",
     "cpt.sweeps",
+    "cpt.training.memory",
+    "cpt.training.mesh",
+    "cpt.training.topologies",
     "cpt.training.workdir",
     "cpt.main",
 )

@@ -41,8 +41,8 @@ def losses(workdir: Path, name: str = "metrics.jsonl") -> np.ndarray:
 def on_8(tmp_path_factory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("topology")
     toy.write_corpora(root)
-    said = run(root, root / "on_8", 8)
-    assert "8 x cpu" in said
+    said = run(root, root / "on_8", 8, "--config.mesh.data=2")
+    assert "8 x cpu" in said and "mesh: data 2 x fsdp 4 x tensor 1 · per device: parameters" in said
     return root, root / "on_8"
 
 
@@ -55,7 +55,8 @@ def test_eight_devices_give_the_losses_of_one(on_8):
 
 
 @pytest.mark.parametrize(
-    ("devices", "flags"), [(4, ()), (1, ()), (8, ("--config.mesh.tensor=2", "--config.mesh.data=2"))]
+    ("devices", "flags"),
+    [(4, ()), (1, ()), (8, ("--config.mesh.tensor=2", "--config.mesh.data=2", "--config.mesh.sequence=2"))],
 )
 def test_a_checkpoint_of_eight_goes_on_elsewhere(on_8, tmp_path, devices, flags):
     root, eight = on_8

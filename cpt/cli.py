@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,26 +15,27 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from cpt.config import load
-from cpt.errors import ConfigError, UserError
+from cpt.errors import ConfigError, UserError, nearest
 from cpt.overrides import check_loaded, config_argument, explain
 from cpt.plan import RunPlan, resolve
 
 Main = Callable[[list[str]], int | None]
 
 
-def run(main: Main) -> None:
-    """Run `main` as a command and leave the process with its exit code."""
-    sys.exit(call(main, sys.argv))
+def run(main: Main, verbs: Sequence[str] = ()) -> None:
+    """Run `main` as a command and leave the process with its exit code; `verbs`: see `call`."""
+    sys.exit(call(main, sys.argv, verbs=verbs))
 
 
-def call(main: Main, argv: list[str], help_of: ModuleType | None = None) -> int:
+def call(main: Main, argv: list[str], help_of: ModuleType | None = None, verbs: Sequence[str] = ()) -> int:
     """Parse the flags in `argv`, call `main` with what is left, and turn a `UserError` into a line and a 2.
 
     Args:
       help_of: the module whose docstring and flags `--help` shows; the one that is run by default.
+      verbs: words of which the command needs one before its flags; `main` finds it in `argv[1]`.
     """
     try:
-        code = _call(main, argv, help_of)
+        code = _call(main, argv, help_of, verbs)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever read our output has seen enough, as `head` has
@@ -42,7 +43,7 @@ def call(main: Main, argv: list[str], help_of: ModuleType | None = None) -> int:
         return 128 + signal.SIGPIPE
 
 
-def _call(main: Main, argv: list[str], help_of: ModuleType | None) -> int:
+def _call(main: Main, argv: list[str], help_of: ModuleType | None, verbs: Sequence[str]) -> int:
     if any(re.fullmatch(r"--?(help|h|helpfull|helpshort)", a) for a in argv[1:]):
         module = help_of or sys.modules["__main__"]
         print((module.__doc__ or "").strip())
@@ -55,8 +56,12 @@ def _call(main: Main, argv: list[str], help_of: ModuleType | None) -> int:
         return 0
     try:
         rest = parse_flags(argv)
-        if len(rest) > 1:
-            raise ConfigError(f"{rest[1]}: not understood; flags look like --name=value (see --help)")
+        if verbs and (len(rest) < 2 or rest[1] not in verbs):
+            word = rest[1] if len(rest) > 1 else ""
+            said = f"'{word}' is none of them{nearest(word, verbs)}" if word else "none was given"
+            raise ConfigError(f"one of {', '.join(verbs)} comes first; {said} (see --help)")
+        if len(rest) > 1 + bool(verbs):
+            raise ConfigError(f"{rest[-1]}: not understood; flags look like --name=value (see --help)")
         return main(rest) or 0
     except UserError as e:
         print(e, file=sys.stderr)

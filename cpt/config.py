@@ -24,7 +24,7 @@ from cpt.schedules.hyper import FollowSpec
 from cpt.schedules.spec import LRSpec
 from cpt.schedules.trunk import AnnealSpec, BranchSpec
 from cpt.sections import parse, section, to_dict
-from cpt.training.spec import GuardSpec, InitSpec, MeshSpec
+from cpt.training.spec import CheckpointSpec, GuardSpec, InitSpec, MeshSpec
 from cpt.units import Duration
 
 
@@ -177,15 +177,6 @@ class EvaluationSpec:
 
 
 @dataclass(frozen=True)
-class CheckpointSpec:
-    """Anchors (phase edges, full) are always kept; `grid` saves parameters only; `rolling` all, keeping the newest."""
-
-    grid: Duration | None = None
-    rolling: Duration = Duration(fraction=0.1)
-    keep_rolling: int = 2
-
-
-@dataclass(frozen=True)
 class RunSpec:
     """Everything a run is made of. `order` states the order of the phases; a `ConfigDict` has none.
 
@@ -243,6 +234,7 @@ def _counts(spec: RunSpec) -> Iterator[tuple[str, int | None, int]]:
     """Whole numbers with a least value: (path, value, least)."""
     yield "evaluation.rows_per_pass", spec.evaluation.rows_per_pass, 1
     yield "checkpoints.keep_rolling", spec.checkpoints.keep_rolling, 1
+    yield "checkpoints.concurrent_gb", spec.checkpoints.concurrent_gb, 1
     for axis in ("data", "fsdp", "sequence", "tensor"):
         yield f"mesh.{axis}", getattr(spec.mesh, axis), 0
     for name, evaluated in spec.evaluation.sets.items():
@@ -257,7 +249,16 @@ def _counts(spec: RunSpec) -> Iterator[tuple[str, int | None, int]]:
 
 
 # How a run is carried out, not what it computes (up to the order of sums): no part of its identity.
-EXECUTION_FIELDS = ("mesh", "stores", "notice", "loggers", "batch.accumulate", "guard.stall_s")
+EXECUTION_FIELDS = (
+    "mesh",
+    "stores",
+    "notice",
+    "loggers",
+    "batch.accumulate",
+    "guard.stall_s",
+    "checkpoints.rolling_minutes",
+    "checkpoints.concurrent_gb",
+)
 
 
 def identity(spec: RunSpec, defaults: bool = True) -> dict[str, Any]:

@@ -41,7 +41,7 @@ PURE = (
     "cpt.training.workdir",
     "cpt.main",
 )
-ONLY = {"flax": "cpt.models", "grain": "cpt.data.loader", "orbax": "cpt.training.checkpoint"}
+ONLY = {"flax": "cpt.models", "grain": "cpt.data.loader", "orbax": "cpt.training.storage"}
 SHARED_BASES = (
     "cpt.data.mixers._base",
     "cpt.data.scorers._base",

@@ -4,6 +4,8 @@
     python -m cpt.bench --config=FILE.py --out=bench/    # another one; writes bench/step.json
     python -m cpt.bench --suite=loader                   # batches out of token stores
     python -m cpt.bench --suite=prepare --megabytes=1000 # text into token stores, with kills on the way
+    python -m cpt.bench --suite=checkpoint --rounds=10   # what a checkpoint every 20 updates costs
+    python -m cpt.bench --suite=resume                   # from the start of a process to its first update
 
 Of the step, two things run in turn, several times over, on the same model and the same tokens: our trainer, and a plain
 jitted loop with the same model that does nothing else. Machines are noisy, so the figure to trust is their ratio within
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,9 +35,9 @@ from cpt.plan import resolve
 CONFIG = config_flags.DEFINE_config_file(
     "config", "configs/pile_to_slimpajama.py", "Recipe to time.", lock_config=False, accept_new_attributes=True
 )
-SUITE = flags.DEFINE_enum("suite", "step", ["step", "loader", "prepare"], "What to measure.")
+SUITE = flags.DEFINE_enum("suite", "step", ["step", "loader", "prepare", "checkpoint", "resume"], "What to measure.")
 STEPS = flags.DEFINE_integer("steps", 60, "Updates per round (step).", lower_bound=10)
-ROUNDS = flags.DEFINE_integer("rounds", 4, "Rounds; each times both loops once (step, loader).", lower_bound=1)
+ROUNDS = flags.DEFINE_integer("rounds", 4, "Rounds; each times everything once (all but prepare).", lower_bound=1)
 SECONDS = flags.DEFINE_float("seconds", 5.0, "Measured per round (loader).", lower_bound=0.1)
 MEGABYTES = flags.DEFINE_integer("megabytes", 100, "Text to prepare (prepare).", lower_bound=1)
 KILLS = flags.DEFINE_integer("kills", 5, "SIGKILLs on the way (prepare).", lower_bound=0)
@@ -47,7 +50,8 @@ def main(argv: list[str]) -> int:
     del argv
     console = Console()
     say = lambda line: console.print(line, highlight=False, soft_wrap=True)  # noqa: E731
-    result = {"step": _step, "loader": _loader, "prepare": _prepare}[SUITE.value](say, console)
+    suites = {"step": _step, "loader": _loader, "prepare": _prepare, "checkpoint": _checkpoint, "resume": _resume}
+    result = suites[SUITE.value](say, console)
     result["machine"] = f"{platform.processor() or platform.machine()}, Python {platform.python_version()}"
     if OUT.value:
         Path(OUT.value).mkdir(parents=True, exist_ok=True)
@@ -81,6 +85,29 @@ def _step(say: Callable[[str], None], console: Console) -> dict[str, Any]:
         f"matmul peak, same run: {result['peak_gflops_per_second']:.0f} GFLOP/s · "
         f"trainer/plain: {result['ratio']:.3f}, the median of {ROUNDS.value} rounds ({rounds})"
     )
+    return result
+
+
+def _checkpoint(say: Callable[[str], None], console: Console) -> dict[str, Any]:
+    del console
+    from cpt.bench.checkpoint import bench_checkpoint, show
+
+    plan = resolve(load(CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"])))
+    result = bench_checkpoint(plan, ROUNDS.value, say)
+    show(result, say)
+    return result
+
+
+def _resume(say: Callable[[str], None], console: Console) -> dict[str, Any]:
+    del console
+    from cpt.bench.resume import bench_resume
+
+    arguments = [a for a in sys.argv[1:] if a.startswith(("--config=", "--config."))]
+    if not any(a.startswith("--config=") for a in arguments):
+        arguments.insert(0, "--config=configs/pile_to_slimpajama.py")
+    result = bench_resume(arguments, ROUNDS.value, say)
+    new_s, resumed_s = result["new_s"], result["resumed_s"]
+    say(f"from the start of the process to the first update: new {new_s:.1f} s, resumed {resumed_s:.1f} s")
     return result
 
 

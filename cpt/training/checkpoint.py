@@ -1,150 +1,248 @@
-"""Checkpoints on Orbax: three items, three kinds, a digest of each array, and a fall-back to the one before.
+"""The checkpoints of a run: three kinds of three items, written in the background, verified when read.
 
     checkpoints/anchor/<step>    params, opt_state, meta     phase edges, always kept
     checkpoints/rolling/<step>   params, opt_state, meta     the newest few
     checkpoints/grid/<step>      params, meta                kept, for evaluation later
 
-Orbax restores a file with a flipped bit silently, so `meta` carries a digest of every array. It is a pair of
-position-weighted sums modulo 2**32 computed where the array lies: any single flipped bit changes it, and it does not
-depend on the topology.
+A checkpoint that cannot be written (a full disk, a quota, storage that is away) costs nothing but itself: training goes
+on, what was saved before stays, and the next one is tried after a while. One that cannot be read is passed over for the
+one before. Over several processes all of them come to the same decision.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import orbax.checkpoint as ocp
+from etils import epath
 
 from cpt.errors import RunError
-from cpt.training.faults import is_machine_fault, quiet_writers, reason
+from cpt.training.agreement import Meeting, OthersFailed
+from cpt.training.digests import DamagedCheckpoint, digest, list_files, named, sealed
+from cpt.training.faults import quiet_writers, reason
+from cpt.training.preservation import (
+    FULL_KINDS,
+    KINDS,
+    Saved,
+    clear_unfinished,
+    directory_of,
+    finished,
+    newest_first,
+    remove,
+    set_aside,
+    superfluous,
+)
+from cpt.training.processes import here
+from cpt.training.retries import SaveClock
+from cpt.training.spec import CheckpointSpec
 from cpt.training.state import State
+from cpt.training.storage import WRITING_TIMEOUT_S, Writer, at_least, read_meta, restore
 
-FULL_KINDS = ("anchor", "rolling")
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A finished checkpoint directory."""
-
-    kind: str
-    step: int
-    path: Path
-
-    def __str__(self) -> str:
-        return f"{self.kind}/{self.step}"
-
-
-class DamagedCheckpoint(Exception):
-    """What restore found wrong with one checkpoint; the message names the item or array."""
+LAST_TRIES_S = (1.0, 5.0, 10.0)  # pauses between the tries of a checkpoint that must not be missed
+__all__ = ["FULL_KINDS", "Checkpoints", "DamagedCheckpoint", "Saved", "read_meta", "restore"]
+Say = Callable[[str], None]
 
 
 class Checkpoints:
     """Save and restore the state of a run under `directory`.
 
     Args:
-      directory: the run's `checkpoints/`.
-      keep_rolling: how many rolling checkpoints stay.
+      directory: the run's `checkpoints/`, a path or a URL.
+      spec: how many stay, how often by time, and how much memory writing may take.
+      warn: receives a line for each checkpoint that could not be written.
     """
 
-    def __init__(self, directory: Path, keep_rolling: int = 2):
-        # Orbax reads no relative paths.
-        self.directory, self.keep_rolling = directory.absolute(), keep_rolling
-        quiet_writers()
-        self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+    def __init__(self, directory: epath.PathLike, spec: CheckpointSpec | None = None, warn: Say = lambda line: None):
+        self.directory, self.spec, self.warn = directory_of(directory), spec or CheckpointSpec(), warn
+        minutes = self.spec.rolling_minutes
+        self.clock = SaveClock(None if minutes is None else 60 * minutes)
         self._snapshot = jax.jit(lambda tree: (jax.tree.map(jnp.copy, tree), jax.tree.map(digest, tree)))
+        self._attempts = 0
+        self._writing: tuple[Saved, Future[Exception | None]] | None = None
 
-    def save(self, kind: str, step: int, state: State, meta: dict[str, Any]) -> None:
+    # ---- saving ------------------------------------------------------------------------------------------------------
+    def save(self, kind: str, step: int, state: State, meta: dict[str, Any], must: bool = False) -> None:
         """Start saving; returns once the arrays are copied on their devices, the files are written in the background.
+
+        What goes wrong is told through `warn` when it is known, and by `due` when to try again.
 
         Args:
           kind: `anchor`, `rolling` (both full) or `grid` (parameters only).
           step: the step `state` stands at.
           meta: JSON-able facts of the run; digests are added here.
+          must: wait for it, try it again if need be, and raise if it cannot be written: there is no next one.
+
+        Raises:
+          RunError: with `must`, when every try failed.
         """
+        for pause_s in LAST_TRIES_S if must else ():
+            if self._start(kind, step, state, meta) and self.wait() is None:
+                return
+            time.sleep(pause_s)
+        self._start(kind, step, state, meta)
+        if must and (problem := self.wait()) is not None:
+            raise RunError(
+                f"{self.directory}: a checkpoint could not be written ({reason(problem)}); {self.newest()}; "
+                "make room there and run the same command again"
+            ) from problem
+
+    def _start(self, kind: str, step: int, state: State, meta: dict[str, Any]) -> bool:
+        self.wait()  # first, so that no more than one copy of the state is held
         items = {"params": state.params}
         if kind in FULL_KINDS:
             items["opt_state"] = state.opt_state
         # The copy keeps the next update from writing into buffers that are still being read.
-        copies, digests = self._snapshot(items)
-        digests = {name: [int(a), int(b)] for name, (a, b) in _named(jax.device_get(digests)).items()}
-        meta = sealed({**meta, "step": step, "kind": kind, "digests": digests})
-        self.wait()
-        self._prune()
-        path = self._path(kind, step)
-        items = {name: ocp.args.StandardSave(tree) for name, tree in copies.items()}
-        with self._writing():
-            self._saver.save(path, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items), force=True)
+        copies, sums = self._snapshot(items)
+        self._attempts += 1
+        saved = self._saved(kind, step)
+        facts = {**meta, "step": step, "kind": kind, "saved": round(time.time(), 3)}
+        meeting = Meeting(f"cpt/checkpoint/{self._attempts}", WRITING_TIMEOUT_S)
+        self._writing = saved, self._thread.submit(self._write, saved, copies, sums, facts, meeting)
+        return True
 
-    def wait(self) -> None:
-        """Block until the last save is complete on disk. Raises RunError if it could not be written."""
-        with self._writing():
-            self._saver.wait_until_finished()
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _write(
+        self, saved: Saved, copies: dict[str, Any], sums: dict[str, Any], facts: dict[str, Any], meeting: Meeting
+    ) -> Exception | None:
+        """Everything that takes time, in a thread of its own; returns what went wrong."""
+        problem: Exception | None = None
         try:
-            yield
-        except Exception as e:  # what its writing thread met, Orbax raises as it is: OSError, ValueError, its own
-            raise RunError(
-                f"{self.directory}: a checkpoint could not be written ({reason(e)}); {self.newest()}; "
-                "make room there and run the same command again"
-            ) from e
+            problem = self._write_together(saved, copies, sums, facts, meeting)
+            if here().first:
+                self._tidy(saved, problem)
+            meeting.part()
+        except Exception as e:  # a process that is gone; whoever waits for this thread must hear of it
+            problem = problem or e
+        return problem
 
-    def newest(self) -> str:
-        """`the newest finished one is rolling/100`, for messages."""
-        finished = self.finished()
-        return f"the newest finished one is {finished[0]}" if finished else "none was finished before"
+    def _write_together(
+        self, saved: Saved, copies: dict[str, Any], sums: dict[str, Any], facts: dict[str, Any], meeting: Meeting
+    ) -> Exception | None:
+        try:
+            meta = sealed({**facts, "digests": named(jax.device_get(sums))})
+            meeting.join()  # Orbax counts its saves, so either all processes call it or none
+            with Writer(saved, meeting, at_least(self.spec.concurrent_gb, copies)) as writer:
+                writer.save(meta, copies)
+        except OthersFailed as e:
+            return e
+        except Exception as e:  # what its writing threads met, Orbax raises as it is: OSError, ValueError, its own
+            meeting.give_up(reason(e))
+            return e
+        return None
 
-    def close(self) -> None:
-        self.wait()
-        self._prune()
-        self._saver.close()
+    def _tidy(self, saved: Saved, problem: Exception | None) -> None:
+        """After a save: free what it left behind, or let go of the checkpoints that it makes superfluous."""
+        try:
+            if problem is not None:
+                clear_unfinished(self.directory)
+                return
+            list_files(saved.path, final=True)
+            for old in superfluous(self.finished(KINDS), self.spec.keep_rolling):
+                remove(old)
+        except OSError:  # they take room, no more; the next save tries again
+            return
+
+    def wait(self) -> Exception | None:
+        """Block until the last save ended; returns what went wrong with it, if anything did, and tells it."""
+        if self._writing is None:
+            return None
+        (saved, result), self._writing = self._writing, None
+        problem = result.result()
+        now_s = time.monotonic()
+        if problem is None:
+            self._known.add(saved)
+            self._known.difference_update(superfluous(self._known, self.spec.keep_rolling))
+            if saved.kind in FULL_KINDS:
+                self.clock.saved(now_s)
+        else:
+            minutes = self.clock.failed(now_s) / 60
+            self.warn(
+                f"checkpoint {saved} could not be written ({reason(problem)}); {self.newest()}, and stays; training "
+                f"goes on; the next try is in {minutes:.0f} minutes or at the next checkpoint; make room in "
+                f"{self.directory}"
+            )
+        return problem
+
+    def due(self, now_s: float | None = None) -> bool:
+        """Whether a rolling checkpoint is due by the clock: `rolling_minutes` went by, or a failed one waits for a try.
+
+        Over several processes one of them asks, and tells the others.
+
+        Args:
+          now_s: seconds of a clock that never goes back; this process's own by default.
+        """
+        if self._writing is not None and self._writing[1].done():
+            self.wait()
+        return self.clock.due(time.monotonic() if now_s is None else now_s)
 
     def has(self, kind: str, step: int) -> bool:
-        return self._path(kind, step).is_dir()
+        """Whether that checkpoint is there; asks the file system once in its life, on one process."""
+        asked = self._saved(kind, step)
+        if self._writing is not None and self._writing[0] == asked:
+            self.wait()
+        return asked in self._known
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self.wait()
+        self._thread.shutdown()
+
+    @cached_property
+    def _known(self) -> set[Saved]:
+        # Of one process: a directory can change between two looks.
+        found = here().decide(lambda: [[s.kind, s.step] for s in self.finished(KINDS)])
+        return {self._saved(kind, step) for kind, step in found}
+
+    def _saved(self, kind: str, step: int) -> Saved:
+        return Saved(kind, step, self.directory / kind / str(step))
+
+    @cached_property
+    def _thread(self) -> ThreadPoolExecutor:
+        quiet_writers()
+        return ThreadPoolExecutor(1, "checkpoint")
+
+    # ---- what there is -----------------------------------------------------------------------------------------------
+    def newest(self) -> str:
+        """`the newest finished one is rolling/100`, for messages."""
+        found = self.finished()
+        return f"the newest finished one is {found[0]}" if found else "none was finished before"
 
     def finished(self, kinds: tuple[str, ...] = FULL_KINDS) -> list[Saved]:
         """Finished checkpoints, newest first; an anchor before a rolling one of the same step."""
-        found = [
-            Saved(kind, int(p.name), p)
-            for kind in kinds
-            for p in (self.directory / kind).glob("*")
-            if p.name.isdigit() and p.is_dir()
-        ]
-        return sorted(found, key=lambda s: (-s.step, s.kind))
+        return finished(self.directory, kinds)
 
-    def restore_latest(self, abstract: State, say: Callable[[str], None]) -> tuple[Saved, State, dict[str, Any]] | None:
+    def clean(self) -> None:
+        """Remove what a killed process left half-written."""
+        if here().first:
+            clear_unfinished(self.directory)
+        here().meet()
+
+    def restore_latest(self, abstract: State, say: Say) -> tuple[Saved, State, dict[str, Any]] | None:
         """The newest sound full checkpoint as (saved, state, meta); None if there is no checkpoint at all.
 
         A damaged one is passed over; once a sound one is found it is named through `say` and moved aside to
-        `checkpoints/damaged/`.
+        `checkpoints/damaged/`. Every process calls this, and every one gets the same.
 
         Raises:
           RunError: there are checkpoints but none can be read; nothing is moved.
         """
         damaged: list[tuple[Saved, DamagedCheckpoint]] = []
-        for saved in self.finished():
+        candidates = [s for s in newest_first(self._known) if s.kind in FULL_KINDS]
+        for saved in candidates:
             try:
-                state, meta = restore(saved, abstract)
+                state, meta = restore(saved, abstract, concurrent_gb=self.spec.concurrent_gb)
             except DamagedCheckpoint as e:
                 damaged.append((saved, e))
                 continue
             for bad, why in damaged:
-                aside = self.directory / "damaged" / f"{bad.kind}-{bad.step}"
+                aside = set_aside(bad, self.directory) if here().first else self.directory / "damaged"
+                self._known.discard(bad)
                 say(f"checkpoint {bad} is damaged ({why}); moved to {aside}, using the one before")
-                aside.parent.mkdir(parents=True, exist_ok=True)
-                shutil.rmtree(aside, ignore_errors=True)
-                bad.path.rename(aside)
+            here().meet()
             return saved, state, meta
         if damaged:
             bad, why = damaged[0]
@@ -153,100 +251,3 @@ class Checkpoints:
                 "changed; bring one back from a copy, or train anew in another --workdir"
             )
         return None
-
-    def clean(self) -> None:
-        """Remove what a killed process left half-written."""
-        for unfinished in self.directory.glob("*/*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(unfinished, ignore_errors=True)
-
-    def _path(self, kind: str, step: int) -> Path:
-        return self.directory / kind / str(step)
-
-    def _prune(self) -> None:
-        if jax.process_index() == 0:
-            for old in self.finished(("rolling",))[self.keep_rolling :]:
-                shutil.rmtree(old.path, ignore_errors=True)
-
-
-def restore(saved: Saved, abstract: State, params_only: bool = False) -> tuple[State, dict[str, Any]]:
-    """A checkpoint on the devices and with the shardings of `abstract`, its digests verified.
-
-    Args:
-      saved: which one.
-      abstract: `ShapeDtypeStruct`s with shardings; its topology may differ from the one that saved.
-      params_only: leave `opt_state` None.
-
-    Raises:
-      DamagedCheckpoint: a file is missing, unreadable, or an array is not the one that was saved.
-      RunError: the machine cannot read it now (memory, rights, the disk).
-    """
-    targets = {"params": abstract.params} | ({} if params_only else {"opt_state": abstract.opt_state})
-    meta = read_meta(saved)
-    reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-    try:
-        arrays = reader.restore(
-            saved.path, args=ocp.args.Composite(**{k: ocp.args.StandardRestore(t) for k, t in targets.items()})
-        )
-        digests = jax.device_get(_digests({k: arrays[k] for k in targets}))
-    except Exception as e:  # Orbax and TensorStore raise a bare Exception for truncated data
-        _raise_if_machine_fault(saved, e)
-        raise DamagedCheckpoint(f"unreadable: {reason(e)}") from e
-    finally:
-        reader.close()
-    for name, (a, b) in _named(digests).items():
-        if meta["digests"].get(name) != [int(a), int(b)]:
-            raise DamagedCheckpoint(f"{name}: its digest differs from the one saved with it")
-    return State(arrays["params"], arrays.get("opt_state")), meta
-
-
-def read_meta(saved: Saved) -> dict[str, Any]:
-    """The `meta` item of a checkpoint. Raises DamagedCheckpoint if it is missing, unreadable or altered."""
-    try:
-        meta = json.loads((saved.path / "meta" / "metadata").read_text())
-    except (OSError, ValueError) as e:
-        _raise_if_machine_fault(saved, e)
-        raise DamagedCheckpoint(f"meta: {reason(e)}") from e
-    if not isinstance(meta, dict) or sealed(meta) != meta:
-        raise DamagedCheckpoint("meta: its digest differs from the one saved with it")
-    return meta
-
-
-def sealed(meta: dict[str, Any]) -> dict[str, Any]:
-    """`meta` with the sha256 of all its other entries under `seal`."""
-    body = json.loads(json.dumps({k: v for k, v in meta.items() if k != "seal"}))
-    return {**body, "seal": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}
-
-
-def digest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two uint32 checksums of the bits of `x`, equal for every sharding.
-
-    Each element's bits are multiplied by an odd number that depends on its position, so flipping one bit (a change of
-    2**k) always changes the sum, and so does swapping two unequal elements except by accident.
-    """
-    width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32)
-    position, stride = jnp.zeros(x.shape, jnp.uint32), 1
-    for axis in reversed(range(x.ndim)):
-        position += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride % 2**32)
-        stride *= x.shape[axis]
-    position += np.uint32(1)
-    first = bits * (position * np.uint32(2654435761) | np.uint32(1))
-    second = bits * ((position ^ (position >> 15)) * np.uint32(2246822519) | np.uint32(1))
-    return jnp.sum(first, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)
-
-
-_digests = jax.jit(lambda tree: jax.tree.map(digest, tree))  # one for all restores, which compile it once
-
-
-def _raise_if_machine_fault(saved: Saved, error: Exception) -> None:
-    if is_machine_fault(error):
-        raise RunError(
-            f"{saved.path}: cannot be read now ({reason(error)}); nothing was changed; "
-            "mend that and run the same command again"
-        ) from error
-
-
-def _named(digests: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """`{"params/embed/embedding": (a, b)}` from a tree of digest pairs."""
-    leaves = jax.tree_util.tree_leaves_with_path(digests, is_leaf=lambda x: type(x) is tuple and len(x) == 2)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): pair for path, pair in leaves}

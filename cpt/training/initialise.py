@@ -25,6 +25,7 @@ from cpt.sections import to_dict
 from cpt.training.checkpoint import FULL_KINDS, Checkpoints, DamagedCheckpoint, Saved, read_meta, restore
 from cpt.training.guard import Guard, Incident
 from cpt.training.machine import Machine
+from cpt.training.preservation import directory_of
 from cpt.training.processes import here
 from cpt.training.state import State
 
@@ -199,4 +200,4 @@ def go_back(
 def _decided(find: Callable[[], list[Saved]]) -> list[Saved]:
     """The checkpoints that the first process finds, for all: a directory can change between two looks."""
     told = here().decide(lambda: [[s.kind, s.step, str(s.path)] for s in find()])
-    return [Saved(kind, step, Path(path)) for kind, step, path in told]
+    return [Saved(kind, step, directory_of(path)) for kind, step, path in told]

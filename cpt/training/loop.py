@@ -62,9 +62,9 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
     mesh, rows = machine.mesh, host_rows(machine.mesh, spec.batch.sequences)
 
     # ---- where the run stands ----
-    checkpoints = Checkpoints(workdir / "checkpoints", spec.checkpoints.keep_rolling)
+    say = lambda line, **style: console.print(line, highlight=False, soft_wrap=True, **style)  # noqa: E731
+    checkpoints = Checkpoints(workdir / "checkpoints", spec.checkpoints, partial(say, style="bold red"))
     checkpoints.clean()
-    say = lambda line: console.print(line, highlight=False, soft_wrap=True)  # noqa: E731
     state, start, meta = initial_state(machine, data.tokenizer, checkpoints, say)
     trains_on = identity(data, meta)
     guard = Guard(plan, (meta or {}).get("guard"))
@@ -94,7 +94,7 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
         for kind in kinds:
             if not checkpoints.has(kind, step):
                 with jax.transfer_guard("allow"):
-                    checkpoints.save(kind, step, state, facts)
+                    checkpoints.save(kind, step, state, facts, must=last)
         recorder.resume_clock()
 
     # ---- the loop ----
@@ -108,7 +108,7 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
         progress,
         jax.transfer_guard("disallow"),
     ):
-        requests = Requests(stop, lambda: False, mesh)
+        requests = Requests(stop, checkpoints.due, mesh)
         recorder.heard = requests.heard
         for step in range(start, plan.total_steps + 1):
             watchdog.at(f"step {step}")
@@ -125,7 +125,7 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
             if wanted and step > start and not {"anchor", "rolling"} & set(kinds):
                 kinds = (*kinds, "rolling")
             if kinds:
-                save(step, kinds, last=stopping is not None)
+                save(step, kinds, last=stopping is not None or step == plan.total_steps)
                 requests.saved(step)
             if stopping or step == plan.total_steps:
                 break
@@ -152,7 +152,8 @@ def keeping(batches: Iterator[dict[str, np.ndarray]], save: Callable[[], None]) 
         yield from batches
     except DataError:
         if here().count == 1:  # the other processes are already waiting in the update
-            save()
+            with contextlib.suppress(RunError):  # that it could not be saved was said; why reading failed is not yet
+                save()
         raise
 
 

@@ -52,9 +52,9 @@ def merge(workdir: Path, steps: Sequence[int], weights: np.ndarray, out: Path, e
     prepare_workdir(out)
     claim(out, plan, 0)
     saver = Checkpoints(out / "checkpoints")
-    facts = {k: v for k, v in meta.items() if k not in ("digests", "seal", "kind", "step", "ledger")}
+    facts = {k: v for k, v in meta.items() if k not in ("digests", "seal", "saved", "kind", "step", "ledger")}
     sources = {"run": str(workdir), "steps": list(steps), "coefficients": weights.tolist()}
-    saver.save("grid", steps[-1], State(merged, None), {**facts, "merged": sources})
+    saver.save("grid", steps[-1], State(merged, None), {**facts, "merged": sources}, must=True)
     saver.close()
     write_atomic(out / "merged.json", json.dumps(sources, indent=1))
     if evaluate:

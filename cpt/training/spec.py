@@ -1,5 +1,5 @@
-"""The sections of a config that say where a run starts, how it is spread over devices, and what it does when something
-goes wrong.
+"""The sections of a config that say where a run starts, how it is spread over devices, how it is kept, and what it does
+when something goes wrong.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cpt.errors import ConfigError
+from cpt.units import Duration
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,26 @@ class MeshSpec:
     fsdp: int = 0
     sequence: int = 1
     tensor: int = 1
+
+
+@dataclass(frozen=True)
+class CheckpointSpec:
+    """Anchors (phase edges, full) are always kept; `grid` saves parameters only; `rolling` all, keeping the newest.
+
+    Attributes:
+      grid, rolling: how often, inside each phase.
+      keep_rolling: how many of the newest rolling ones stay.
+      rolling_minutes: a rolling one also whenever so much time went by since the last full one.
+      concurrent_gb: at most so many GB of arrays are on their way to or from storage at a time, on each host, or one
+        array if it is larger: what saving costs in host memory.
+    """
+
+    grid: Duration | None = None
+    rolling: Duration = Duration(fraction=0.1)
+    keep_rolling: int = 2
+    rolling_minutes: float | None = None
+    concurrent_gb: int = 8
+
+    def __post_init__(self):
+        if self.rolling_minutes is not None and not self.rolling_minutes > 0:
+            raise ConfigError(f"checkpoints.rolling_minutes: {self.rolling_minutes} is not greater than 0")

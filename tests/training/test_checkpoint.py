@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpt.training.checkpoint import Checkpoints, DamagedCheckpoint, digest, read_meta, restore, sealed
+from cpt.training.checkpoint import Checkpoints, DamagedCheckpoint, read_meta, restore
+from cpt.training.digests import digest, sealed
+from cpt.training.spec import CheckpointSpec
 from cpt.training.state import State
 
 
@@ -48,7 +50,7 @@ def tree(scale: float = 1.0) -> State:
 
 
 def test_save_and_restore_kinds(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep_rolling=2)
+    checkpoints = Checkpoints(tmp_path, CheckpointSpec(keep_rolling=2))
     for step in (1, 2, 3, 4):
         checkpoints.save("rolling", step, tree(step), {"plan_hash": "x"})
     checkpoints.save("anchor", 3, tree(3), {})

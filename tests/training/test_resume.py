@@ -81,9 +81,9 @@ def test_cut_at_every_step_twice_in_a_row(reference, monkeypatch):
     run = root / "cut"
     dispatched, save, savers = recorder.Recorder.trained, checkpoint.Checkpoints.save, []
 
-    def noted(self, *args):
+    def noted(self, *args, **how):
         savers.append(self)
-        save(self, *args)
+        save(self, *args, **how)
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", noted)
     for cut in range(16):

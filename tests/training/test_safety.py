@@ -24,7 +24,7 @@ from cpt.errors import DataError, RunError
 from cpt.models import base
 from cpt.optimizers import building as optimizers
 from cpt.plan import resolve
-from cpt.training import checkpoint, faults, logs, loop, machine, step, workdir
+from cpt.training import checkpoint, faults, logs, loop, machine, step, storage, workdir
 from cpt.training.feed import Data
 from cpt.training.machine import abstract_state
 from cpt.training.sharding import make_mesh
@@ -86,7 +86,7 @@ def test_what_the_machine_cannot_read_now_is_not_called_damaged(root, finished, 
     def broken(*_, **__):
         raise ValueError(fault)
 
-    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "restore", broken)
+    monkeypatch.setattr(storage.ocp.Checkpointer, "restore", broken)
     config = config_of(root)
     config.phases.second.steps = 9
     with pytest.raises(RunError, match=rf"cannot be read now \({fault}"):
@@ -101,7 +101,7 @@ def test_memory_that_does_not_suffice_to_verify_is_not_damage(root, finished, tm
     def too_much(_):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
 
-    monkeypatch.setattr(checkpoint, "_digests", too_much)
+    monkeypatch.setattr(storage, "digests", too_much)
     with pytest.raises(RunError, match=r"cannot be read now \(RESOURCE_EXHAUSTED"):
         train(config_of(root), copy)
     assert contents(copy) == before
@@ -195,8 +195,8 @@ def test_a_streak_pushes_out_no_checkpoint_of_before_it(root, tmp_path, poisoned
     into = tmp_path / "run"
     with pytest.raises(RunError) as stopped:
         train(config, into)
-    # Those of the streak are not saved; the oldest is only removed once the next one is.
-    assert [s.step for s in checkpoint.Checkpoints(into / "checkpoints").finished(("rolling",))] == [13, 12, 11]
+    # Those of the streak are not saved.
+    assert [s.step for s in checkpoint.Checkpoints(into / "checkpoints").finished(("rolling",))] == [13, 12]
     line = str(stopped.value)
     assert "5 updates in a row were skipped, the last, not finite, at step 17" in line
     assert f"--config.init.from_run={into} --config.init.step=13" in line
@@ -237,10 +237,10 @@ def test_a_signal_that_comes_while_parameters_are_saved_is_not_obeyed_before_the
     config.checkpoints.grid = toy.c.duration(steps=3)
     save = loop.Checkpoints.save
 
-    def interrupted(self, kind, step, *rest):
+    def interrupted(self, kind, step, *rest, **how):
         if kind == "grid":
             signal.raise_signal(signal.SIGTERM)
-        save(self, kind, step, *rest)
+        save(self, kind, step, *rest, **how)
 
     monkeypatch.setattr(loop.Checkpoints, "save", interrupted)
     outcome = train(config, tmp_path / "run")

@@ -1,0 +1,111 @@
+"""Digests of arrays, of the facts and of the files of a checkpoint: what is read must be what was saved.
+
+Orbax restores a file with a flipped bit silently, so `meta` carries a digest of every array. It is a pair of
+position-weighted sums modulo 2**32 computed where the array lies: any single flipped bit changes it, and it does not
+depend on the topology. Beside the arrays lies `files.json`: the size of every file, and the sha256 of the small ones,
+so that a file that is missing, cut off or altered is noticed before anything is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from cpt.training.preservation import COMMITTED, files_under
+
+LISTING = "files.json"
+# Orbax notes in it when the checkpoint became final: its sum is known only then.
+STAMPED = "_CHECKPOINT_METADATA"
+SMALL_BYTES = 1 << 20  # larger files hold arrays, which have digests of their own
+
+
+class DamagedCheckpoint(Exception):
+    """What restore found wrong with one checkpoint; the message names the item, array or file."""
+
+
+def digest(x: jax.Array) -> jax.Array:
+    """Two checksums of the bits of `x`, uint32 of shape [2], equal for every sharding.
+
+    Each element's bits are multiplied by an odd number that depends on its position, so flipping one bit (a change of
+    2**k) always changes the sum, and so does swapping two unequal elements except by accident.
+    """
+    width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32)
+    position, stride = jnp.zeros(x.shape, jnp.uint32), 1
+    for axis in reversed(range(x.ndim)):
+        position += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride % 2**32)
+        stride *= x.shape[axis]
+    position += np.uint32(1)
+    first = bits * (position * np.uint32(2654435761) | np.uint32(1))
+    second = bits * ((position ^ (position >> 15)) * np.uint32(2246822519) | np.uint32(1))
+    return jnp.stack([jnp.sum(first, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)])
+
+
+digests = jax.jit(lambda tree: jax.tree.map(digest, tree))  # one for all restores, which compile it once
+
+
+def named(tree: Any) -> dict[str, list[int]]:
+    """`{"params/embed/embedding": [a, b]}` from a tree of digests on the host."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): sums.tolist() for path, sums in leaves}
+
+
+def sealed(meta: dict[str, Any]) -> dict[str, Any]:
+    """`meta` with the sha256 of all its other entries under `seal`."""
+    body = json.loads(json.dumps({k: v for k, v in meta.items() if k != "seal"}))
+    return {**body, "seal": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}
+
+
+def list_files(checkpoint: epath.Path, final: bool) -> None:
+    """Write the listing of a checkpoint directory into it.
+
+    Args:
+      final: Orbax is done with it; before that the sum of what it still writes is left open, so that a process killed
+        in between leaves a checkpoint that is whole all the same.
+    """
+    facts: dict[str, Any] = {}
+    for name, length in files_under(checkpoint).items():
+        if name in (LISTING, COMMITTED):
+            continue
+        if name == STAMPED and not final:
+            facts[name] = {}
+        elif length <= SMALL_BYTES:
+            facts[name] = {"bytes": length, "sha256": _sha256(checkpoint / name)}
+        else:
+            facts[name] = {"bytes": length}
+    beside = checkpoint / f"{LISTING}.new"
+    beside.write_text(json.dumps(sealed({"files": facts})))
+    beside.replace(checkpoint / LISTING)
+
+
+def check_files(checkpoint: epath.Path) -> None:
+    """Compare a checkpoint directory with its listing.
+
+    Raises:
+      DamagedCheckpoint: a file is missing, or is not the one that was saved; names it.
+      OSError: it cannot be read now.
+    """
+    try:
+        listing = json.loads((checkpoint / LISTING).read_text())
+    except (FileNotFoundError, ValueError) as e:
+        raise DamagedCheckpoint(f"{LISTING}: missing or unreadable") from e
+    if not isinstance(listing, dict) or sealed(listing) != listing:
+        raise DamagedCheckpoint(f"{LISTING}: its digest differs from the one saved with it")
+    found = files_under(checkpoint)
+    for name, facts in listing["files"].items():
+        if name not in found:
+            raise DamagedCheckpoint(f"{name}: missing")
+        if found[name] != facts.get("bytes", found[name]):
+            raise DamagedCheckpoint(f"{name}: {found[name]:,} bytes, {facts['bytes']:,} were saved")
+        if "sha256" in facts and _sha256(checkpoint / name) != facts["sha256"]:
+            raise DamagedCheckpoint(f"{name}: its sha256 differs from the one saved with it")
+
+
+def _sha256(path: epath.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,178 @@
+"""Which checkpoints a run has, which of them stay, and how one goes: names and directories, no arrays.
+
+    checkpoints/anchor/<step>    phase edges, always kept
+    checkpoints/rolling/<step>   the newest few
+    checkpoints/grid/<step>      parameters only, kept for evaluation later
+
+Directories are local, or remote ones (`gs://`, `s3://`) that etils opens as Orbax does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+
+FULL_KINDS = ("anchor", "rolling")
+KINDS = (*FULL_KINDS, "grid")
+# Orbax names what it has not finished so; what we are about to remove is renamed likewise, so that a process killed
+# half-way through leaves nothing that looks whole.
+UNFINISHED = ".orbax-checkpoint-tmp"
+# Where a directory cannot be renamed at once, Orbax writes this file last.
+COMMITTED = "commit_success.txt"
+DAMAGED = "damaged"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A finished checkpoint directory."""
+
+    kind: str
+    step: int
+    path: epath.Path
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.step}"
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether `path` is a URL such as `gs://bucket/run`."""
+    return "://" in str(path)
+
+
+def directory_of(path: epath.PathLike) -> epath.Path:
+    """`path` as Orbax reads it: absolute, or a URL."""
+    return epath.Path(path) if is_remote(path) else epath.Path(path).absolute()
+
+
+def finished(directory: epath.Path, kinds: Sequence[str] = FULL_KINDS) -> list[Saved]:
+    """Finished checkpoints under `directory`, newest first; an anchor before a rolling one of the same step."""
+    found = []
+    for kind in kinds:
+        if (folder := directory / kind).is_dir():
+            found += [Saved(kind, int(p.name), p) for p in folder.iterdir() if p.name.isdigit() and _is_finished(p)]
+    return newest_first(found)
+
+
+def newest_first(found: Iterable[Saved]) -> list[Saved]:
+    """By step, the newest first; an anchor before a rolling one of the same step."""
+    return sorted(found, key=lambda s: (-s.step, s.kind))
+
+
+def _is_finished(path: epath.Path) -> bool:
+    return (path / COMMITTED).exists() if is_remote(path) else path.is_dir()
+
+
+def superfluous(
+    found: Iterable[Saved], keep_rolling: int | None = None, keep_grid_every: int | None = None, anchors: bool = False
+) -> list[Saved]:
+    """Those of `found` that these rules let go, oldest first; never the newest full one.
+
+    Args:
+      keep_rolling: newest rolling checkpoints that stay; None = all.
+      keep_grid_every: grid checkpoints stay at multiples of this many steps, and the newest; None = all.
+      anchors: let anchors go as well.
+    """
+    found = newest_first(found)
+    of = {kind: [s for s in found if s.kind == kind] for kind in KINDS}
+    out = []
+    if keep_rolling is not None:
+        out += of["rolling"][keep_rolling:]
+    if keep_grid_every is not None:
+        out += [s for s in of["grid"][1:] if s.step % keep_grid_every]
+    if anchors:
+        out += of["anchor"]
+    newest = next((s for s in found if s.kind in FULL_KINDS), None)
+    return sorted((s for s in out if s != newest), key=lambda s: (s.step, s.kind))
+
+
+def remove(saved: Saved) -> None:
+    """Remove a checkpoint; one that is cut off in the middle of that counts as unfinished.
+
+    Raises:
+      OSError: it cannot be removed.
+    """
+    if is_remote(saved.path):
+        (saved.path / COMMITTED).unlink()
+        saved.path.rmtree()
+        return
+    doomed = saved.path.parent / f"{saved.path.name}{UNFINISHED}-removed"
+    if doomed.exists():
+        doomed.rmtree()
+    saved.path.rename(doomed)
+    doomed.rmtree()
+
+
+def set_aside(saved: Saved, directory: epath.Path) -> epath.Path:
+    """Move a damaged checkpoint to `directory/damaged/`, where nobody takes it for a sound one; returns where it is."""
+    aside = directory / DAMAGED / f"{saved.kind}-{saved.step}"
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    if aside.exists():
+        aside.rmtree()
+    if is_remote(saved.path):
+        _copy(saved.path, aside)
+        remove(saved)
+    else:
+        saved.path.rename(aside)
+    return aside
+
+
+def set_aside_in(directory: epath.Path) -> list[epath.Path]:
+    """What `set_aside` moved."""
+    return sorted((directory / DAMAGED).iterdir()) if (directory / DAMAGED).is_dir() else []
+
+
+def unfinished(directory: epath.Path) -> list[epath.Path]:
+    """What a killed or failed process left half-written or half-removed, or another one is writing now."""
+    folders = [folder for kind in KINDS if (folder := directory / kind).is_dir()]
+    return [p for folder in folders for p in folder.iterdir() if UNFINISHED in p.name or _lacks_its_end(p)]
+
+
+def _lacks_its_end(path: epath.Path) -> bool:
+    return is_remote(path) and path.name.isdigit() and not _is_finished(path)
+
+
+def clear_unfinished(directory: epath.Path) -> None:
+    """Remove what is `unfinished`; what cannot be removed stays."""
+    for path in unfinished(directory):
+        try:
+            path.rmtree()
+        except OSError:  # also when a writer that gave up still had a file open there: gone the next time
+            continue
+
+
+def facts_of(saved: Saved) -> dict[str, Any]:
+    """What a checkpoint says of itself, unverified; empty if it cannot be read."""
+    try:
+        facts = json.loads((saved.path / "meta" / "metadata").read_text())
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def bytes_of(path: epath.Path) -> int:
+    """Bytes of all files below `path`."""
+    return sum(files_under(path).values())
+
+
+def files_under(path: epath.Path) -> dict[str, int]:
+    """Bytes of each file below `path`, by its name relative to it."""
+    found, folders = {}, [("", epath.Path(path))]
+    while folders:
+        prefix, folder = folders.pop()
+        for child in folder.iterdir():
+            name = f"{prefix}{child.name}"
+            if child.is_dir():
+                folders.append((f"{name}/", child))
+            else:
+                found[name] = child.stat().length
+    return found
+
+
+def _copy(source: epath.Path, target: epath.Path) -> None:
+    for name in files_under(source):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).copy(target / name, overwrite=True)

@@ -13,6 +13,7 @@ from cpt.training.signals import STOPPED_BY_SIGNAL, StopRequest
 
 POLL_S = 0.2
 MOST_RESTARTS = 20
+COMMAND = (sys.executable, "-m", "cpt.sweep")
 
 
 def run_crew(workers: int, argv: Sequence[str], say: Callable[[str], None]) -> int:
@@ -50,8 +51,10 @@ def run_crew(workers: int, argv: Sequence[str], say: Callable[[str], None]) -> i
 
 
 def _start(n: int, workers: int, argv: Sequence[str]) -> Process:
-    command = [sys.executable, "-m", "cpt.sweep", *argv[1:], f"--worker={n}"]
-    return Process(command, env=share_of_devices(os.environ.get("CUDA_VISIBLE_DEVICES", ""), n, workers))
+    return Process(
+        [*COMMAND, *argv[1:], f"--worker={n}"],
+        env=share_of_devices(os.environ.get("CUDA_VISIBLE_DEVICES", ""), n, workers),
+    )
 
 
 def share_of_devices(visible: str, n: int, workers: int) -> dict[str, str]:

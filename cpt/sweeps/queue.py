@@ -24,6 +24,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from cpt.errors import ConfigError
 from cpt.sweeps.definition import Sweep
 from cpt.sweeps.recipe import Candidate, Recipe
 from cpt.sweeps.space import Range
@@ -62,7 +63,8 @@ class Queue:
     grace_s: float = 120.0
     owner: str = field(default_factory=lambda: f"{platform.node()}/{os.getpid()}/{uuid.uuid4().hex[:8]}")
     _seen: dict[int, tuple[Any, float]] = field(default_factory=dict)
-    _drawn: dict[int, Candidate] = field(default_factory=dict)
+    _drawn: dict[int, Candidate | None] = field(default_factory=dict)
+    _refused: dict[int, str] = field(default_factory=dict)
 
     # Trials of this sweep
 
@@ -105,7 +107,7 @@ class Queue:
         return any(not t.state.is_finished() for t in self.trials())
 
     def candidate(self, trial: FrozenTrial) -> Candidate | None:
-        """The run of a trial; None for one of a search that nobody has taken yet."""
+        """The run of a trial; None for one of a search that nobody has taken yet, or whose values the recipe refuses."""
         if self.grid:
             return self.grid[trial.user_attrs["run"]]
         if trial.number not in self._drawn:
@@ -115,7 +117,7 @@ class Queue:
             for r in self.sweep.space.ranges:
                 value = _original(trial.params[r.name], r)
                 values |= dict.fromkeys(r.fields, value)
-            self._drawn[trial.number] = self.recipe.candidate(values)
+            self._drawn[trial.number] = self._possible(trial.number, values)
         return self._drawn[trial.number]
 
     # Taking and giving back
@@ -126,18 +128,12 @@ class Queue:
         Args:
           busy: numbers of trials to leave alone, whose directory another process holds.
         """
-        with self._turn():
-            for trial in self.trials():
-                if trial.state != TrialState.WAITING or trial.number in busy:
-                    continue
-                trial_id = self._id(trial)
-                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                    if self.storage.set_trial_state_values(trial_id, TrialState.RUNNING):
-                        self._sign(trial_id, 0)
-                        break
-            else:
-                return None
-        return Taken(trial_id, trial.number, self._draw(trial, trial_id))
+        while (claimed := self._claim(busy)) is not None:
+            trial, trial_id = claimed
+            candidate = self.grid[trial.user_attrs["run"]] if self.grid else self._draw(trial, trial_id)
+            if candidate is not None:
+                return Taken(trial_id, trial.number, candidate)
+        return None
 
     def sign(self, taken: Taken) -> None:
         """Show that this worker is alive."""
@@ -194,17 +190,44 @@ class Queue:
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # somebody else read the same directory
             self.storage.set_trial_state_values(taken.id, state, values)
 
-    def _draw(self, trial: FrozenTrial, trial_id: int) -> Candidate:
-        """The run of a trial; draws the values of a search, where they are not there yet."""
-        if self.grid:
-            return self.grid[trial.user_attrs["run"]]
-        self.study.sampler = self.sweep.search.sampler(trial.number)
-        asked = Trial(self.study, trial_id)
+    def _claim(self, busy: set[int]) -> tuple[FrozenTrial, int] | None:
+        """The first waiting trial and its id, now running; None if there is none."""
+        with self._turn():
+            for trial in self.trials():
+                if trial.state != TrialState.WAITING or trial.number in busy:
+                    continue
+                trial_id = self._id(trial)
+                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                    if self.storage.set_trial_state_values(trial_id, TrialState.RUNNING):
+                        self._sign(trial_id, 0)
+                        return trial, trial_id
+        return None
+
+    def _draw(self, trial: FrozenTrial, trial_id: int) -> Candidate | None:
+        """The run of a trial of a search, whose values are drawn where they are not there yet.
+
+        None where the recipe does not take them together; the trial has then failed.
+        """
+        sampler = self.sweep.search.sampler(trial.number)
+        # Afresh: a study shows its sampler the trials as they were when it was first asked.
+        study = optuna.load_study(study_name=self.study.study_name, storage=self.storage, sampler=sampler)
+        asked = Trial(study, trial_id)
         for r in self.sweep.space.ranges:
             _suggest(asked, r)
         candidate = self.candidate(self.storage.get_trial(trial_id))
-        self.storage.set_trial_user_attr(trial_id, "run", candidate.directory.name)
+        if candidate is None:
+            self.storage.set_trial_user_attr(trial_id, "error", self._refused[trial.number])
+            self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        else:
+            self.storage.set_trial_user_attr(trial_id, "run", candidate.directory.name)
         return candidate
+
+    def _possible(self, number: int, values: dict[str, Any]) -> Candidate | None:
+        try:
+            return self.recipe.candidate(values)
+        except ConfigError as e:
+            self._refused[number] = str(e)
+            return None
 
     def _gone(self, trial: FrozenTrial) -> bool:
         """Whether the worker of a running trial is dead, or has shown no sign of life for `grace_s`.

@@ -120,8 +120,10 @@ class Recipe:
         self._check_overrides(sweep)
         if sweep.space.ranges:
             return []
-        candidates = [self.candidate(values) for values in sweep.space.points]
-        return list({c.plan.hash: c for c in candidates}.values())
+        first: dict[str, Candidate] = {}
+        for candidate in map(self.candidate, sweep.space.points):
+            first.setdefault(candidate.plan.hash, candidate)
+        return list(first.values())
 
     def check_ranges(self, sweep: Sweep) -> Candidate:
         """That the recipe takes both ends of every range, the others in the middle; returns the run in the middle.

@@ -61,7 +61,7 @@ def results(queue: Queue) -> tuple[Table, list[str]]:
         if trial.state == TrialState.COMPLETE and best is None:
             best = candidate
         if trial.state == TrialState.FAIL:
-            failed.append(f"{name}: {trial.user_attrs.get('error', 'failed')}")
+            failed.append(f"{name or f'trial {trial.number}'}: {trial.user_attrs.get('error', 'failed')}")
     lines = [*failed]
     if best is not None:
         lines.append(f"best: python -m cpt.main {shlex.join([*best.flags, f'--workdir={best.directory}'])}")

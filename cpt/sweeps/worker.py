@@ -53,13 +53,13 @@ class Worker:
         """0 when all trials are finished, 75 when a signal came."""
         with StopRequest() as stop:
             while stop.name is None:
+                for number in self.queue.recover():
+                    self.say(f"trial {number}: its worker is gone; it waits to be taken again")
                 now = time.monotonic()
                 taken = self.queue.take({n for n, until in self._later.items() if until > now})
                 if taken is not None:
                     self.train(taken, stop)
                 elif self.queue.open():
-                    for number in self.queue.recover():
-                        self.say(f"trial {number}: its worker is gone; it waits to be taken again")
                     self._idle(stop)
                 else:
                     return 0

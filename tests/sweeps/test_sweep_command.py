@@ -49,11 +49,11 @@ def test_runs_of_killed_workers_are_trained_once_to_the_token(tmp_path, toy_root
         # Each time one whose run has begun to train, and is another run than before.
         for run in out.glob("toy-*") if len(killed) < 2 else ():
             rows = run / "metrics.jsonl"
-            if run not in killed and rows.exists() and 2 <= rows.read_text().count("\n") < 20:
-                if worker := worker_of(run):
-                    os.kill(worker, signal.SIGKILL)
-                    killed.add(run)
-                    break
+            young = run not in killed and rows.exists() and 2 <= rows.read_text().count("\n") < 20
+            if young and (worker := worker_of(run, crew.pid)):
+                os.kill(worker, signal.SIGKILL)
+                killed.add(run)
+                break
         time.sleep(0.05)
     text, _ = crew.communicate(timeout=10)
     print(text)
@@ -68,17 +68,20 @@ def test_runs_of_killed_workers_are_trained_once_to_the_token(tmp_path, toy_root
         steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert steps == list(range(steps[0], steps[0] + len(steps))) and len(steps) == plan["total_steps"]
     assert "resum" in "".join((run / "trial.log").read_text() for run in killed)
-    best = re.search(r"^1  (\S+)", text, re.MULTILINE).group(1)
+    best = re.search(r"^ *1  (\S+)", text, re.MULTILINE).group(1)
     page = make([f"{out}/*"], str(tmp_path / "answer.html"), "sets.old.forgetting").read_text()
     assert all(run.name in page for run in runs) and best in page
 
 
-def worker_of(run):
-    """Process id of the worker whose process holds the run's lock."""
-    text = (run / ".lock").read_text()
-    if not (found := re.match(r"process (\d+) ", text)):
-        return None
+def worker_of(run, crew):
+    """Process id of the worker, one of `crew`, whose process holds the run's lock; None if it is gone."""
     try:
-        return int(Path(f"/proc/{found.group(1)}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
+        trainer = re.match(r"process (\d+) ", (run / ".lock").read_text()).group(1)
+        worker = parent(int(trainer))
+        return worker if parent(worker) == crew else None
+    except (OSError, AttributeError):
         return None
+
+
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

@@ -107,7 +107,7 @@ class Queue:
         return any(not t.state.is_finished() for t in self.trials())
 
     def candidate(self, trial: FrozenTrial) -> Candidate | None:
-        """The run of a trial; None for one of a search that nobody has taken yet, or whose values the recipe refuses."""
+        """The run of a trial; None for one of a search that nobody has taken yet, or that the recipe refuses."""
         if self.grid:
             return self.grid[trial.user_attrs["run"]]
         if trial.number not in self._drawn:
@@ -211,6 +211,7 @@ class Queue:
         sampler = self.sweep.search.sampler(trial.number)
         # Afresh: a study shows its sampler the trials as they were when it was first asked.
         study = optuna.load_study(study_name=self.study.study_name, storage=self.storage, sampler=sampler)
+        study.get_trials(deepcopy=False)  # a database's cache knows no trial that was not listed
         asked = Trial(study, trial_id)
         for r in self.sweep.space.ranges:
             _suggest(asked, r)

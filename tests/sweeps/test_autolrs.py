@@ -81,9 +81,8 @@ def test_the_metric_reads_the_stage_alone(tmp_path):
     run.mkdir()
     spec = {"init": {"from_run": "parent", "what": "all", "step": 100}}
     (run / "plan.json").write_text(json.dumps({"spec": spec, "total_steps": 130}))
-    rows = [
-        {"step": t, "tokens": t, "loss": 9.0 if t <= 100 else 2.0 * np.exp(-0.05 * (t - 100)) + 3} for t in range(131)
-    ]
+    losses = [9.0 if t <= 100 else 2.0 * np.exp(-0.05 * (t - 100)) + 3 for t in range(131)]
+    rows = [{"step": t, "tokens": t, "loss": loss} for t, loss in enumerate(losses)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert Forecast(300).value(run) == pytest.approx(3.0, rel=1e-3)
     assert str(Forecast(300, "pile")) == "forecast of pile loss at 300"
@@ -98,5 +97,5 @@ def test_it_searches_a_range_of_a_storage(open_at, tmp_path):
     while taken := queue.take(set()):
         drawn.append(taken.candidate.values["phases.second.lr.peak"])
         queue.complete(taken, 1.0)
-    assert drawn[0] == pytest.approx(0.1) and len(set(drawn)) == 4 and min(drawn) == 1e-2
+    assert drawn[0] == pytest.approx(0.1) and len(set(drawn)) == 4 and min(drawn) == pytest.approx(1e-2)
     assert not sweep.metric.so_far(tmp_path, None, 0)

@@ -29,7 +29,7 @@ from cpt.sweeps.crew import run_crew
 from cpt.sweeps.definition import Sweep, origin, read_sweep
 from cpt.sweeps.queue import Queue
 from cpt.sweeps.recipe import Candidate, Recipe
-from cpt.sweeps.storage import open_storage, open_study
+from cpt.sweeps.storage import open_storage, open_study, shown
 from cpt.sweeps.table import plan_of_grid, plan_of_search, results
 from cpt.sweeps.worker import Worker
 
@@ -69,7 +69,7 @@ def main(overrides: list[str]) -> int:
         return Worker(queue, say).run()
     queue.fill(given.retry_failed)
     console.print(f"sweep {sweep.name} · {cost}")
-    say(f"storage {url} · runs in {recipe.out}")
+    say(f"storage {shown(url)} · runs in {recipe.out}")
     code = Worker(queue, say).run() if given.workers == 1 else run_crew(given.workers, sys.argv, say)
     return finish(console, queue, code)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import runpy
 import traceback
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,10 +79,13 @@ class TPESearch:
     startup: int = 10
 
     def sampler(self, number: int) -> BaseSampler:
+        from optuna.exceptions import ExperimentalWarning
         from optuna.samplers import TPESampler
 
         seed = _seed(self.seed, number)
-        return TPESampler(n_startup_trials=self.startup, constant_liar=True, seed=seed)
+        with warnings.catch_warnings():  # before Optuna 5 the constant liar was an experiment
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return TPESampler(n_startup_trials=self.startup, constant_liar=True, seed=seed)
 
     def __str__(self) -> str:
         return f"TPE, the first {self.startup} at random"

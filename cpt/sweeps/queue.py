@@ -37,13 +37,20 @@ SIGN = "cpt:sign"
 
 @dataclass
 class Taken:
-    """A trial that this worker has."""
+    """A trial that this worker has.
+
+    Attributes:
+      reported: the last resource (updates since the phase began that is judged) with an intermediate value.
+      signs: signs of life given.
+      read: bytes of its evaluations that were looked at.
+    """
 
     id: int
     number: int
     candidate: Candidate
     reported: int = -1
     signs: int = 0
+    read: int = 0
 
 
 @dataclass
@@ -147,16 +154,17 @@ class Queue:
     def recover(self) -> list[int]:
         """Numbers of trials that wait again because the worker that had them is gone."""
         found = []
-        for trial in self.trials():
-            if trial.state != TrialState.RUNNING or not self._gone(trial):
-                continue
-            candidate = self.candidate(trial)
-            # Its process may have outlived the worker; then it is to be left alone until it is done.
-            if candidate is not None and is_training(candidate.directory):
-                continue
-            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                self.storage.set_trial_state_values(self._id(trial), TrialState.WAITING)
-                found.append(trial.number)
+        with self._turn():
+            for trial in self.trials():
+                if trial.state != TrialState.RUNNING or not self._gone(trial):
+                    continue
+                candidate = self.candidate(trial)
+                # Its process may have outlived the worker; then it is to be left alone until it is done.
+                if candidate is not None and is_training(candidate.directory):
+                    continue
+                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                    self.storage.set_trial_state_values(self._id(trial), TrialState.WAITING)
+                    found.append(trial.number)
         return found
 
     # What came of it
@@ -181,7 +189,8 @@ class Queue:
         self._enter(taken, TrialState.PRUNED, [values[max(values)]] if values else None)
 
     def fail(self, taken: Taken, why: str) -> None:
-        self.storage.set_trial_user_attr(taken.id, "error", why)
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self.storage.set_trial_user_attr(taken.id, "error", why)
         self._enter(taken, TrialState.FAIL)
 
     # Inner works

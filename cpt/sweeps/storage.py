@@ -43,7 +43,7 @@ def open_storage(url: str) -> BaseStorage:
         raise
     except ImportError as e:
         raise ConfigError(
-            f"--storage={_shown(url)}: no driver for {kind} ({e}); install one, or use journal:FILE"
+            f"--storage={shown(url)}: no driver for {kind} ({e}); install one, or use journal:FILE"
         ) from e
     except Exception as e:
         raise _unreachable(url, e) from e
@@ -63,7 +63,7 @@ def _database(url: str, kind: str) -> BaseStorage:
         )
     if kind in ("postgresql", "postgres"):
         if find_spec("psycopg") is None:
-            raise ConfigError(f"--storage={_shown(url)}: no driver for PostgreSQL; pip install 'cpt[postgres]'")
+            raise ConfigError(f"--storage={shown(url)}: no driver for PostgreSQL; pip install 'cpt[postgres]'")
         url = re.sub(r"^\w+", "postgresql+psycopg", url, count=1)
     engine: dict[str, Any] = {"pool_pre_ping": True}  # a database that was restarted in between
     if kind == "sqlite":
@@ -90,7 +90,7 @@ def open_study(storage: BaseStorage, sweep: Sweep, base: RunPlan, url: str) -> o
             if theirs.get("sweep") == sweep.name and (other := [k for k in about if theirs.get(k) != about[k]]):
                 field = other[0]
                 raise ConfigError(
-                    f"--storage={_shown(url)}: holds a sweep '{sweep.name}' with another {field} ({theirs.get(field)}, "
+                    f"--storage={shown(url)}: holds a sweep '{sweep.name}' with another {field} ({theirs.get(field)}, "
                     f"here {about[field]}); give this one another name, or another --storage"
                 )
         study = optuna.create_study(
@@ -133,10 +133,10 @@ def _unreachable(url: str, e: Exception) -> RunError:
     cause = e.__cause__ or e
     text = " ".join(str(getattr(cause, "orig", None) or cause).split()).split(" (Background")[0]
     return RunError(
-        f"--storage={_shown(url)}: cannot be used ({type(cause).__name__}: {text}); check that it runs there"
+        f"--storage={shown(url)}: cannot be used ({type(cause).__name__}: {text}); check that it runs there"
     )
 
 
-def _shown(url: str) -> str:
-    """Without the password."""
+def shown(url: str) -> str:
+    """A URL without its password."""
     return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)

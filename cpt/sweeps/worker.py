@@ -11,7 +11,7 @@ from enum import Enum
 
 from optuna.exceptions import OptunaError
 
-from cpt.errors import UserError
+from cpt.errors import RunError, UserError
 from cpt.sweeps.definition import origin
 from cpt.sweeps.process import Process
 from cpt.sweeps.queue import Queue, Taken
@@ -20,6 +20,8 @@ from cpt.training.workdir import is_training
 
 POLL_S = 0.5
 IDLE_S = 2.0
+AWAY_S = 300.0
+"""Seconds without an answer of the storage after which a worker gives up; training goes on in the meantime."""
 MOST_STOPS = 3
 """Ends in a row without a newer checkpoint after which a trial counts as failed: killed, crashed or preempted ones."""
 TAKEN = "another process trains there"
@@ -52,19 +54,32 @@ class Worker:
     def run(self) -> int:
         """0 when all trials are finished, 75 when a signal came."""
         with StopRequest() as stop:
+            answered = time.monotonic()
             while stop.name is None:
-                for number in self.queue.recover():
-                    self.say(f"trial {number}: its worker is gone; it waits to be taken again")
-                now = time.monotonic()
-                taken = self.queue.take({n for n, until in self._later.items() if until > now})
-                if taken is not None:
-                    self.train(taken, stop)
-                elif self.queue.open():
+                try:
+                    if not self._next(stop):
+                        return 0
+                    answered = time.monotonic()
+                except (OptunaError, OSError) as e:
+                    if time.monotonic() - answered > AWAY_S:
+                        raise RunError(f"--storage: no answer ({e}); runs are safe, the same command goes on") from e
                     self._idle(stop)
-                else:
-                    return 0
             self.say(f"{stop.name}: stopped; the same command goes on")
             return STOPPED_BY_SIGNAL
+
+    def _next(self, stop: StopRequest) -> bool:
+        """Train the next trial, or wait a moment for one; False when all are finished."""
+        for number in self.queue.recover():
+            self.say(f"trial {number}: its worker is gone; it waits to be taken again")
+        now = time.monotonic()
+        taken = self.queue.take({n for n, until in self._later.items() if until > now})
+        if taken is not None:
+            self.train(taken, stop)
+        elif not self.queue.open():
+            return False
+        else:
+            self._idle(stop)
+        return True
 
     def train(self, taken: Taken, stop: StopRequest) -> None:
         """Train a trial to its end, and enter it."""
@@ -86,11 +101,10 @@ class Worker:
             if stop.name is not None and not candidate.done:
                 return self.queue.give_back(taken)
             stops = stops + 1 if candidate.step == step else 1
-            if end is End.STOPPED and stops >= MOST_STOPS:
-                self.queue.fail(
-                    taken, f"stopped {stops} times at step {step} ({line}); see {candidate.directory / self.log}"
-                )
-                return self.say(f"{self._head(taken)}  failed: {line}")
+            if stops >= MOST_STOPS and not candidate.done:
+                why = f"{line}; {stops} times at step {step}, see {candidate.directory / self.log}"
+                self.queue.fail(taken, why)
+                return self.say(f"{self._head(taken)}  failed: {why}")
         self._complete(taken, time.monotonic() - started)
 
     def _process(self, taken: Taken, stop: StopRequest) -> tuple[End, str]:
@@ -102,15 +116,18 @@ class Worker:
                 process.ask_to_stop()
             try:
                 if time.monotonic() - signed > self.queue.grace_s / 4:
-                    self.queue.sign(taken)
                     signed = time.monotonic()
+                    self.queue.sign(taken)
                 if not pruned and self._report(taken):
                     pruned = True
                     process.ask_to_stop()
-            except OptunaError as e:  # a storage that is away for a moment must not cost what is being trained
+            except (
+                OptunaError,
+                OSError,
+            ) as e:  # a storage that is away for a moment must not cost what is being trained
                 self.say(f"{self._head(taken)}  the storage does not answer ({e}); training goes on")
         if code == 0:
-            return End.DONE, ""
+            return End.DONE, "it ended in order, but its summary.json does not say so"
         if code == STOPPED_BY_SIGNAL and pruned and stop.name is None:
             return End.PRUNED, ""
         if code == 2:
@@ -121,6 +138,11 @@ class Worker:
 
     def _report(self, taken: Taken) -> bool:
         """Enter the evaluations that came since; whether the trial is to be pruned."""
+        rows = taken.candidate.directory / "eval.jsonl"
+        size = rows.stat().st_size if rows.exists() else 0
+        if size == taken.read:
+            return False
+        taken.read = size
         plan, prune = taken.candidate.plan, self.queue.sweep.prune
         first = origin(plan, prune.since if prune else None)
         try:

@@ -42,6 +42,8 @@ def main() -> int:
         step += 1
         with (workdir / "metrics.jsonl").open("a") as f:
             f.write(json.dumps({"step": step, "tokens": 10 * step, "loss": 1.0 / step + seed}) + "\n")
+        with (workdir / "eval.jsonl").open("a") as f:
+            f.write(json.dumps({"step": step, "tokens": 10 * step, "set": "new", "loss": 1.0 / step + seed}) + "\n")
         with (workdir / "steps.log").open("a") as f:
             f.write(f"{step} {os.getpid()}\n")
         if step % 2 == 0 or asked:

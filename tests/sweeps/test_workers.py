@@ -144,6 +144,50 @@ def test_what_fails_is_told_and_the_others_go_on(recipe, environment, journal):
     assert finished(command.run("--retry_failed")) == 4
 
 
+PRUNED = """
+import json
+
+from cpt import sweeps as s
+
+
+class Loss:
+    # A metric of one's own: the last loss of a set.
+
+    def check(self, plan):
+        pass
+
+    def value(self, run):
+        return self.losses(run)[-1][1]
+
+    def so_far(self, run, plan, after):
+        return [(step, loss) for step, loss in self.losses(run) if step > after]
+
+    def losses(self, run):
+        rows = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+        return [(row["step"], row["loss"]) for row in rows]
+
+    def __str__(self):
+        return "loss"
+
+
+def get_sweep():
+    return s.sweep("demo", s.seeds(0, 1, 2), Loss(), prune=s.asha(first=2, factor=2))
+"""
+
+
+def test_a_pruned_run_is_stopped_and_stays_so(recipe, environment, journal):
+    """Of 5 updates in the second phase, the first 2 decide; runs that are worse than the best so far stop there."""
+    command = Command(recipe, environment, journal, "s.seeds(0)", pace=0.15)
+    (command.out.parent / "sweep.py").write_text(PRUNED)
+    text = command.run()
+    steps = sorted(command.steps().values(), key=len)
+    assert finished(text) == 1 and len(re.findall(r"  pruned at step [789]$", text, re.MULTILINE)) == 2
+    assert steps[2] == STEPS and all(7 <= len(run) < 10 and run == STEPS[: len(run)] for run in steps[:2])
+    again = command.run("--retry_failed")
+    assert sorted(command.steps().values(), key=len) == steps
+    assert len(re.findall(r"pruned at step [789] *$", again, re.MULTILINE)) == 2
+
+
 def test_a_directory_that_another_process_holds_is_left_to_it(recipe, environment, journal):
     command = Command(recipe, environment, journal, "s.seeds(0, 1)", pace=0.0)
     held = command.out / recipe.candidate({"seed": 0}).directory.name

@@ -124,7 +124,7 @@ class Worker:
             except (
                 OptunaError,
                 OSError,
-            ) as e:  # a storage that is away for a moment must not cost what is being trained
+            ) as e:  # must not cost what is being trained
                 self.say(f"{self._head(taken)}  the storage does not answer ({e}); training goes on")
         if code == 0:
             return End.DONE, "it ended in order, but its summary.json does not say so"

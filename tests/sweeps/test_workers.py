@@ -181,7 +181,7 @@ def test_a_pruned_run_is_stopped_and_stays_so(recipe, environment, journal):
     (command.out.parent / "sweep.py").write_text(PRUNED)
     text = command.run()
     steps = sorted(command.steps().values(), key=len)
-    assert finished(text) == 1 and len(re.findall(r"  pruned at step [789]$", text, re.MULTILINE)) == 2
+    assert finished(text) == 1 and len(re.findall(r"  pruned at step [789]$", text, re.MULTILINE)) == 2 + 2
     assert steps[2] == STEPS and all(7 <= len(run) < 10 and run == STEPS[: len(run)] for run in steps[:2])
     again = command.run("--retry_failed")
     assert sorted(command.steps().values(), key=len) == steps

@@ -17,6 +17,7 @@ from cpt.sweeps.process import Process
 from cpt.sweeps.queue import Queue, Taken
 from cpt.training.signals import STOPPED_BY_SIGNAL, StopRequest
 from cpt.training.workdir import is_training
+from cpt.units import compact
 
 POLL_S = 0.5
 IDLE_S = 2.0
@@ -121,10 +122,7 @@ class Worker:
                 if not pruned and self._report(taken):
                     pruned = True
                     process.ask_to_stop()
-            except (
-                OptunaError,
-                OSError,
-            ) as e:  # must not cost what is being trained
+            except (OptunaError, OSError) as e:  # it must not cost what is being trained
                 self.say(f"{self._head(taken)}  the storage does not answer ({e}); training goes on")
         if code == 0:
             return End.DONE, "it ended in order, but its summary.json does not say so"
@@ -180,5 +178,6 @@ class Worker:
 
 
 def told(values: dict) -> str:
-    """`lr.peak=0.001 seed=2`: the values of a trial by the ends of their paths."""
-    return " ".join(f"{'.'.join(path.split('.')[-2:])}={value}" for path, value in values.items())
+    """`lr.peak=1e-3 seed=2`: the values of a trial by the ends of their paths."""
+    short = {path: compact(value) if isinstance(value, float) else value for path, value in values.items()}
+    return " ".join(f"{'.'.join(path.split('.')[-2:])}={value}" for path, value in short.items())

@@ -34,6 +34,7 @@ PURE = (
     "cpt.models.spec",
     "cpt.reports",
     "cpt.report",
+    "cpt.sweep",
     "cpt.sweeps",
     "cpt.training.memory",
     "cpt.training.mesh",

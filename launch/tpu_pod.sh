@@ -100,7 +100,7 @@ install() {
 }
 
 # The exit code of the run, or nothing while it runs and where the pod is gone.
-result() { worker 0 result 2> /dev/null | { tr -d '\r' | grep -xE '[0-9]+' || true; }; }
+result() { { worker 0 result 2> /dev/null || true; } | { tr -d '\r' | grep -xE '[0-9]+' || true; }; }
 
 # Sets `code`: the run's exit code, or "gone" where the pod was taken away.
 run_once() {

@@ -37,14 +37,18 @@ case "${1:-}" in
     ;;
   follow)
     touch cpt.log
-    tail -n 20 -F cpt.log --pid="$(cat cpt.pid)"
+    tail -s 0.2 -n 20 -F cpt.log --pid="$(cat cpt.pid)"
     ;;
   result)
     if [[ -s cpt.exit ]]; then cat cpt.exit; fi
     ;;
   end)
     # The other hosts end when the first does; one that hangs would keep the next launch from its TPUs.
-    timeout "${GRACE:-300}" tail -f /dev/null --pid="$(cat cpt.pid)" || kill -KILL -- "-$(cat cpt.pid)"
+    for ((second = 0; second < ${GRACE:-300}; second++)); do
+      running || exit 0
+      sleep 1
+    done
+    kill -KILL -- "-$(cat cpt.pid)"
     ;;
   *)
     echo "launch error: tpu_worker.sh ${1:-}: install, start, follow, result or end" >&2

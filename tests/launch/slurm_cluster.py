@@ -85,8 +85,8 @@ class Cluster:
             "SlurmctldPort": _free_port(),
             "SlurmdPort": _free_port(),
             "AuthType": "auth/munge",
-            # A requeued job waits until its credentials are void, two minutes unless told otherwise.
-            "AuthInfo": f"socket={munge},cred_expire=3",
+            # A requeued job waits until its credentials are void, two minutes unless told otherwise; 5 s are the least.
+            "AuthInfo": f"socket={munge},cred_expire=5",
             "ProctrackType": "proctrack/linuxproc",
             "TaskPlugin": "task/none",
             "SelectType": "select/cons_tres",

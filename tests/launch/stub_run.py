@@ -1,7 +1,8 @@
 """Stands in for `python -m cpt.main`: says where it is, and ends as `--ends=CODE,CODE,...` says, launch after launch.
 
 Process p of launch k ends with the k-th code of `--ends` (the last one again and again) if p is `--who`, else it waits for
-SIGTERM or SIGINT, "saves" and ends with 75. A code of -9 is a kill. Everyone writes a line to `--journal`.
+SIGTERM or SIGINT, "saves" and ends with 75; before launch `--after` all wait so. A code of -9 is a kill. Everyone writes
+a line to `--journal`.
 """
 
 import os
@@ -32,13 +33,13 @@ print(f"process {me}: {flags.get('coordinator')} {os.environ.get('XLA_FLAGS')}",
 ends = [int(code) for code in flags["ends"].split(",")]
 end = ends[min(launches, len(ends) - 1)]
 peers = int(flags.get("processes", "1"))
-if flags.get("who", str(me)) == str(me):
+if flags.get("who", str(me)) == str(me) and launches >= int(flags.get("after", "0")):
     while journal.read_text().count("started") < peers * (launches + 1):  # all are there, as after a first collective
         time.sleep(0.02)
     if end < 0:
         os.kill(os.getpid(), -end)
     sys.exit(end)
-if end == 0:
+if end == 0 and "after" not in flags:
     sys.exit(0)
 time.sleep(float(flags.get("patience", "30")))
 note("waited in vain")

@@ -1,4 +1,4 @@
-"""JSON Schemas of the fields that the YAML files of `launch/` use; any other field is an error, as it is to the engines.
+"""JSON Schemas of the fields that the YAML files of `launch/` use; any other is an error, as it is to the engines.
 
 Sources: the JobSet API `jobset.x-k8s.io/v1alpha2` (kubernetes-sigs/jobset, api/jobset/v1alpha2/jobset_types.go), the
 Kubernetes API reference of Job and PodSpec, and SkyPilot's task YAML (docs.skypilot.co, "SkyPilot YAML").

@@ -1,8 +1,8 @@
 """Stands in for `python -m cpt.main`: says where it is, and ends as `--ends=CODE,CODE,...` says, launch after launch.
 
-Process p of launch k ends with the k-th code of `--ends` (the last one again and again) if p is `--who`, else it waits for
-SIGTERM or SIGINT, "saves" and ends with 75; before launch `--after` all wait so. A code of -9 is a kill. Everyone writes
-a line to `--journal`.
+Process p of launch k ends with the k-th code of `--ends` (the last one again and again) if p is `--who`, else it waits
+for SIGTERM or SIGINT, "saves" and ends with 75; before launch `--after` all wait so. A code of -9 is a kill. Everyone
+writes a line to `--journal`.
 """
 
 import os

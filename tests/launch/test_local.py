@@ -96,7 +96,11 @@ def test_a_signal_is_passed_on_once_and_nothing_is_relaunched(tmp_path, name):
     flags = [f"--journal={journal}", "--ends=75", "--who=nobody"]
     env = CLEAN | {"COMMAND": STUB, "JAX_PLATFORMS": "cpu", "PROCESSES": "2"}
     process = subprocess.Popen(
-        ["bash", str(LAUNCH / "local.sh"), *flags], cwd=tmp_path, env=env, stdout=subprocess.PIPE, start_new_session=True
+        ["bash", str(LAUNCH / "local.sh"), *flags],
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
     )
     while not journal.exists() or journal.read_text().count("started") < 2:
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""`launch/slurm.sbatch`: what it would submit, when it requeues; and on a real cluster of this machine, an array of a sweep."""
+"""`launch/slurm.sbatch`: what it would submit, when it requeues; on a real cluster, jobs that return and a sweep."""
 
 import json
 import os
@@ -83,7 +83,6 @@ def test_outside_of_slurm_it_says_how_to_submit():
 needs_slurm = pytest.mark.skipif(
     bool(missing()), reason=f"not installed: {missing()} (Debian: slurmctld slurmd slurm-client munge)"
 )
-pytestmark = pytest.mark.xdist_group("slurm")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +91,7 @@ def cluster(tmp_path_factory):
         yield c
 
 
-def until(true, seconds=60):
+def until(true, seconds=240):
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
@@ -105,7 +104,8 @@ def submit(cluster, where, *flags, **env):
 
 
 def main_process(cluster, job):
-    """The process that `srun` started for the job."""
+    """The process that `srun` started for the job, or for the task of an array."""
+    job = cluster.run("squeue", "--noheader", f"--jobs={job}", "--format=%A").strip()
     lines = [line.split() for line in cluster.run("scontrol", "listpids", job).splitlines()[1:]]
     return next(int(pid) for pid, _, step, _, task in lines if (step, task) == ("0", "0"))
 
@@ -176,20 +176,25 @@ def test_an_array_trains_a_sweep_though_one_task_is_killed_and_one_requeued(clus
         SETUP=f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
         JAX_PLATFORMS="cpu",
     )
-    flags = ["--job-name=sweep", "--array=0-2", str(LAUNCH / "slurm.sbatch"), "--grace=5"]
+    flags = ["--output=task-%a.log", "--array=0-2", str(LAUNCH / "slurm.sbatch"), "--grace=5"]
     job = submit(cluster, tmp_path, *flags, **env)
-    rows = lambda: [len(p.read_text().splitlines()) for p in out.glob("toy-*/metrics.jsonl")]  # noqa: E731
-    until(lambda: sum(n > 0 for n in rows()) >= 2)
+    trained = lambda: [len(p.read_text().splitlines()) for p in out.glob("toy-*/metrics.jsonl")]  # noqa: E731
+    until(lambda: sum(steps > 0 for steps in trained()) == 2)
     os.kill(main_process(cluster, f"{job}_0"), signal.SIGKILL)
     cluster.run("scontrol", "requeue", f"{job}_1")
-    until(lambda: not cluster.run("squeue", "-h").strip(), seconds=240)
-    logs = "\n".join(p.read_text() for p in sorted(tmp_path.glob("sweep-*.log")))
-    print(logs)
+    until(lambda: not cluster.run("squeue", "-h").strip())
 
+    logs = {task: (tmp_path / f"task-{task}.log").read_text() for task in range(3)}
+    print(*logs.values(), sep="\n")  # shown when this fails
     runs = sorted(p.parent for p in out.glob("toy-*/summary.json"))
     assert len(runs) == len(list(out.glob("toy-*"))) == 6
     for run in runs:
         steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert steps == list(range(1, 41))
-    assert "ended with code 137; requeueing, restart 1 of 20" in logs
-    assert logs.count("start 2:") == 2
+        said = (run / "trial.log").read_text()
+        assert said.count("(new)") == said.count("trained 40 steps") == 1
+    assert "ended with code 137; requeueing, restart 1 of 20" in logs[0]
+    assert "DUE TO JOB REQUEUE" in logs[1]
+    assert ["start 2:" in log for log in logs.values()] == [True, True, False]
+    assert all("6 runs, 6 done" in log or log.count("done") >= 6 for log in logs.values())
+    assert "config error" not in "".join(logs.values())

@@ -1,4 +1,4 @@
-"""`launch/tpu_pod.sh` against a gcloud that answers from a folder, whose hosts are folders on which the commands run."""
+"""`launch/tpu_pod.sh` against a gcloud that answers from a folder, whose hosts are folders in which commands run."""
 
 import subprocess
 import sys
@@ -38,6 +38,7 @@ if codes[launches] == "preempted":
     os._exit(137)
 sys.exit(int(codes[launches]))
 """
+DEFAULTS = {"COMMAND": f"{sys.executable} -S run.py", "WAIT": "0.2"}
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def pod(tmp_path):
 
     def go(*codes, flags=(), **env):
         (cloud / "codes").write_text(" ".join(codes))
-        env = {"CLOUD": str(cloud), "COMMAND": f"{sys.executable} -S run.py", "WAIT": "0.2", "TMPDIR": str(tmp_path)} | env
+        env = DEFAULTS | {"CLOUD": str(cloud), "TMPDIR": str(tmp_path)} | env
         done = launch(checkout / "launch" / "tpu_pod.sh", *flags, programs=programs, **env)
         calls = cloud / "calls"
         return done, calls.read_text().splitlines() if calls.exists() else []
@@ -93,14 +94,15 @@ def test_a_dry_run_prints_every_call_and_makes_none(pod):
 
 
 def test_the_run_goes_over_all_hosts_with_the_checkout_as_it_is(pod):
-    done, calls = pod("0", flags=("--name=a 'b' $c",))
+    word = "--name=a 'b' $c"
+    done, calls = pod("0", flags=(word,))
     assert done.returncode == 0, done.stderr
     assert "launch: done" in done.stdout
     assert sorted((pod.cloud / "runs").read_text().split()) == ["host0", "host1"]
     assert kinds(calls) == ["create", "scp"]
     # Words arrive as they were given, through two shells.
     host = pod.cloud / "host1"
-    assert (host / "cpt.log").read_text() == f"launch 0 {host / 'cpt'} {['--name=a ' + chr(39) + 'b' + chr(39) + ' $c']}\n"
+    assert (host / "cpt.log").read_text() == f"launch 0 {host / 'cpt'} {[word]}\n"
     with tarfile.open(host / "cpt.tar.gz") as archive:
         names = set(archive.getnames())
     assert {"run.py", "new_config.py", "launch/tpu_worker.sh"} <= names and "runs" not in names
@@ -142,8 +144,6 @@ def test_a_run_that_still_goes_is_followed_and_left_alone(pod):
             (pod.cloud / host / "cpt.pid").write_text(str(running.pid))
             (pod.cloud / host / "cpt.exit").write_text("0\n")
             (pod.cloud / host / "cpt.log").write_text("step 7\n")
-        import threading
-
         threading.Thread(target=running.wait).start()  # a zombie would still count as running
         done, calls = pod("0")
     finally:

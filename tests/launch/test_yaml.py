@@ -1,4 +1,4 @@
-"""The YAML files of `launch/`: fields and types of their engines' schemas, restarts as promised, the command of each host."""
+"""The YAML files of `launch/`: fields as their engines know them, restarts as promised, the command of each host."""
 
 import copy
 import shlex

@@ -77,6 +77,11 @@ def test_a_lost_process_ends_the_others_and_all_start_again(run):
     assert "relaunch 1 of 3" in done.stdout
 
 
+def test_a_run_that_is_killed_whole_starts_again(run):
+    done, journal = run("-9,0")
+    assert done.returncode == 0 and journal.count("0 started") == journal.count("1 started") == 2
+
+
 def test_relaunches_are_bounded(run):
     done, journal = run("75", RELAUNCHES="2")
     assert done.returncode == 75 and journal.count("0 started") == 3

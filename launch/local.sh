@@ -86,8 +86,8 @@ signal_all() {
 # Waits for all. When one dies, the others get SIGTERM; when one stops saved (75) they know of it and are left to finish.
 # Who has not ended GRACE seconds later is killed, unless we were asked to stop: then a second signal does that.
 follow() {
-  local i running deadline=""
-  first=0
+  local i running deadline="" forced=""
+  first=0 killed=""
   while :; do
     running=0
     for ((i = 0; i < PROCESSES; i++)); do
@@ -98,6 +98,7 @@ follow() {
       fi
       codes[i]=0
       wait "${pids[i]}" 2> /dev/null || codes[i]=$?
+      if ((codes[i] == 137)) && [[ -z "$forced" ]]; then killed=1; fi
       if ((codes[i] != 0 && first == 0)); then
         first="${codes[i]}" deadline=$((SECONDS + GRACE))
         [[ -z "$asked" ]] || continue
@@ -107,6 +108,7 @@ follow() {
     done
     ((running)) || return 0
     if [[ -n "$deadline" && -z "$asked" ]] && ((SECONDS > deadline)); then
+      forced=1
       signal_all KILL
     fi
     sleep 0.2 &
@@ -114,14 +116,17 @@ follow() {
   done
 }
 
-# Sets `code`, the launch's: a mistake (2), else a crash, else "saved" (75) where a peer was lost, else what came first.
+# Sets `code`, the launch's: a mistake (2), else a process that was killed, which explains how its peers ended, else the
+# first bad end; "saved" (75) rather than a death by a signal.
 judge() {
   local c
   code="$first"
+  if [[ -n "$killed" ]]; then code=137; fi
+  for c in "${codes[@]}"; do
+    if ((c == 75 && code > 128)); then code=75; fi
+  done
   for c in "${codes[@]}"; do
     if ((c == 2)); then code=2; fi
-    if ((c == 75 && code > 128)); then code=75; fi
-    if ((c > 0 && c <= 128 && c != 75 && (code == 75 || code > 128))); then code=$c; fi
   done
 }
 

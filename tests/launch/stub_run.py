@@ -2,7 +2,7 @@
 
 Process p of launch k ends with the k-th code of `--ends` (the last one again and again) if p is `--who`, else it waits
 for SIGTERM or SIGINT, "saves" and ends with 75; before launch `--after` all wait so. A code of -9 is a kill. Everyone
-writes a line to `--journal`.
+writes a line to `--journal`. With `--fragile=1` a process whose peer was killed crashes at once.
 """
 
 import os
@@ -37,9 +37,14 @@ if flags.get("who", str(me)) == str(me) and launches >= int(flags.get("after", "
     while journal.read_text().count("started") < peers * (launches + 1):  # all are there, as after a first collective
         time.sleep(0.02)
     if end < 0:
+        note("killed")
         os.kill(os.getpid(), -end)
     sys.exit(end)
 if end == 0 and "after" not in flags:
     sys.exit(0)
-time.sleep(float(flags.get("patience", "30")))
+deadline = time.monotonic() + 30
+while time.monotonic() < deadline:
+    if "fragile" in flags and journal.read_text().count("killed") > launches:
+        sys.exit(1)
+    time.sleep(0.02)
 note("waited in vain")

@@ -13,9 +13,14 @@ from launching import CLEAN, LAUNCH, STUB, launch, program
 def run(tmp_path):
     """`run("75,0")` launches two stubs; returns the outcome and the lines of their journal."""
 
-    def go(ends, **env):
+    def go(ends, *more, **env):
         journal = tmp_path / "journal"
-        flags = [f"--journal={journal}", f"--ends={ends}", *([f"--who={env.pop('WHO')}"] if "WHO" in env else [])]
+        flags = [
+            f"--journal={journal}",
+            f"--ends={ends}",
+            *more,
+            *([f"--who={env.pop('WHO')}"] if "WHO" in env else []),
+        ]
         done = launch("local.sh", *flags, cwd=tmp_path, COMMAND=STUB, JAX_PLATFORMS="cpu", PROCESSES="2", **env)
         return done, journal.read_text().splitlines()
 
@@ -73,8 +78,14 @@ def test_a_lost_process_ends_the_others_and_all_start_again(run):
     done, journal = run("-9,0", WHO="1")
     assert done.returncode == 0
     assert journal.count("0 started") == journal.count("1 started") == 2
-    assert journal.index("0 saved after SIGTERM") == 2
+    assert sorted(journal[2:4]) == ["0 saved after SIGTERM", "1 killed"]
     assert "relaunch 1 of 3" in done.stdout
+
+
+def test_a_peer_that_crashes_over_a_lost_process_does_not_hide_why(run):
+    done, journal = run("-9,0", "--fragile=1", WHO="1")
+    assert done.returncode == 0
+    assert journal.count("0 started") == journal.count("1 started") == 2
 
 
 def test_a_run_that_is_killed_whole_starts_again(run):

@@ -87,7 +87,9 @@ def open_study(storage: BaseStorage, sweep: Sweep, base: RunPlan, url: str) -> o
     try:
         for study in storage.get_all_studies():
             theirs = study.user_attrs
-            if theirs.get("sweep") == sweep.name and (other := [k for k in about if theirs.get(k) != about[k]]):
+            # Whoever made it may not have written all of this yet.
+            other = [k for k in about if theirs.get(k, about[k]) != about[k]]
+            if theirs.get("sweep") == sweep.name and other:
                 field = other[0]
                 raise ConfigError(
                     f"--storage={shown(url)}: holds a sweep '{sweep.name}' with another {field} ({theirs.get(field)}, "

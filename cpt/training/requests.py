@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cpt.training.processes import here
-from cpt.training.sharding import from_local
+from cpt.training.sharding import from_rows
 from cpt.training.signals import StopRequest
 
 
@@ -50,9 +50,8 @@ class Requests:
         if self._alone:
             return {}
         mine_2 = np.array([self._stop.name is not None, here().first and self._save_due()], np.int32)
-        devices, local = self._sharding.mesh.size, len(self._sharding.mesh.local_devices)
-        rows_Dx2 = np.tile(mine_2, (local, 1))
-        return {"asked_Dx2": from_local(self._sharding, rows_Dx2, (devices, 2))}
+        devices = np.arange(self._sharding.mesh.size)
+        return {"asked_Dx2": from_rows(self._sharding, np.tile(mine_2, (len(devices), 1)), devices, len(devices))}
 
     def heard(self, update: int, asked_2: np.ndarray | None) -> None:
         """The answer that came with the results of `update`."""

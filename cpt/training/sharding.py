@@ -134,14 +134,23 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray], sequences: int) -> dict[
     shardings = {name: batch_sharding(mesh, name) for name in batch}
     if jax.process_count() == 1:
         return jax.device_put(batch, shardings)
-    return {name: from_local(shardings[name], rows, (sequences, *rows.shape[1:])) for name, rows in batch.items()}
+    mine = host_rows(mesh, sequences)
+    return {name: from_rows(shardings[name], rows, mine, sequences) for name, rows in batch.items()}
 
 
-def from_local(sharding: NamedSharding, rows: np.ndarray, shape: tuple[int, ...]) -> jax.Array:
-    """The global array of `shape` whose rows on the devices of this process are `rows`."""
+def from_rows(sharding: NamedSharding, rows: np.ndarray, numbers: np.ndarray, count: int) -> jax.Array:
+    """The global array of `count` rows of which this process has those with these `numbers` (increasing).
+
+    Its devices hold whole rows of them, or parts of rows.
+    """
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        own = np.searchsorted(numbers, np.arange(count)[index[0]])
+        return rows[own][(slice(None), *index[1:])]
+
     # JAX takes this for a transfer that nobody asked for.
     with jax.transfer_guard_host_to_device("allow"):
-        return jax.make_array_from_process_local_data(sharding, rows, shape)
+        return jax.make_array_from_callback((count, *rows.shape[1:]), sharding, part)
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:

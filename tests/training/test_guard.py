@@ -18,7 +18,7 @@ from cpt.config import load
 from cpt.data.preparing import open_sources
 from cpt.errors import ConfigError, RunError
 from cpt.plan import resolve
-from cpt.training import loop, machine, step, workdir
+from cpt.training import loop, step, workdir
 from cpt.training.feed import Data
 from cpt.training.guard import LAG, Guard, read_incidents
 
@@ -124,7 +124,7 @@ def spiking(monkeypatch):
 
         return spiked
 
-    monkeypatch.setattr(machine, "make_train_step", make)
+    monkeypatch.setattr(step, "make_train_step", make)
     monkeypatch.setattr(loop.RunPlan, "lr", lambda self, t: plan_lr(self, t) * (-1 if t in Spiking.steps else 1))
     return Spiking
 

@@ -24,7 +24,7 @@ from cpt.errors import DataError, RunError
 from cpt.models import base
 from cpt.optimizers import building as optimizers
 from cpt.plan import resolve
-from cpt.training import checkpoint, faults, logs, loop, machine, step, storage, workdir
+from cpt.training import checkpoint, faults, logs, loop, step, storage, workdir
 from cpt.training.feed import Data
 from cpt.training.machine import abstract_state
 from cpt.training.sharding import make_mesh
@@ -182,7 +182,7 @@ def poisoned(monkeypatch):
 
         return poison
 
-    monkeypatch.setattr(machine, "make_train_step", make)
+    monkeypatch.setattr(step, "make_train_step", make)
     plan_lr = loop.RunPlan.lr
     monkeypatch.setattr(loop.RunPlan, "lr", lambda self, t: plan_lr(self, t) * (-1 if t >= Poison.first else 1))
     return Poison

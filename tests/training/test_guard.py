@@ -114,8 +114,8 @@ def spiking(monkeypatch):
     class Spiking:
         steps = (18,)
 
-    def make(*args):
-        train_step = made(*args)
+    def make(*args, **options):
+        train_step = made(*args, **options)
 
         def spiked(state, batch, lr, multipliers_K, *rest):
             # Told by the learning rate, the only argument that knows the step.

@@ -172,8 +172,8 @@ def poisoned(monkeypatch):
     class Poison:
         first = 8
 
-    def make(*args):
-        train_step = made(*args)
+    def make(*args, **options):
+        train_step = made(*args, **options)
 
         def poison(state, batch, lr, multipliers_K, *rest):
             # Told by the learning rate, the only argument that knows the step; -1 marks a step to spoil.

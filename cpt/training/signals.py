@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C ask the loop to stop after the update in flight; a second one stops at once."""
+"""SIGTERM and Ctrl-C ask the loop to stop after the update in flight; a second Ctrl-C stops at once.
+
+A second SIGTERM does not: launchers send it to every process of a job, and whoever started this one hands it on again.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,8 @@ class StopRequest:
 
     def _asked(self, number: int, frame: Any) -> None:
         if self.name is not None:
+            if number == signal.SIGTERM:
+                return
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.name = signal.Signals(number).name

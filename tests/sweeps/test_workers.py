@@ -220,11 +220,11 @@ def test_a_run_that_outlives_its_worker_is_not_trained_a_second_time(open_at, ur
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux passes the signal on")
 def test_a_run_is_asked_to_stop_when_its_worker_is_killed(environment):
     code = (
-        "import os, signal, sys\nfrom cpt.sweeps.process import Process\n"
-        "p = Process([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom cpt.sweeps.process import Process\n"
+        "p = Process([sys.executable, '-c', 'import time; time.sleep(60)'], Path(os.devnull))\n"
         "print(p._process.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     pid = int(done.stdout)
     assert done.returncode == -signal.SIGKILL
-    until(lambda: not Path(f"/proc/{pid}/stat").exists() or Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z")
+    until(lambda: not Path(f"/proc/{pid}/stat").exists() or Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z", 10)

@@ -85,9 +85,9 @@ def test_three_workers_of_which_one_is_killed_twice_train_twelve_runs_once(recip
     command = Command(recipe, environment, url, TWELVE, pace=0.1)
     crew = command.start("--workers=3")
     for kill in range(2):
+        until(lambda n=kill: sum(map(len, command.steps().values())) > 6 + 20 * n)
         # One that is training: its own child is the trainer.
         busy = until(lambda: [w for w in children(crew.pid) if children(w)])
-        until(lambda n=kill: sum(map(len, command.steps().values())) > 6 + 20 * n)
         os.kill(busy[0], signal.SIGKILL)
     text, _ = crew.communicate(timeout=120)
     assert crew.returncode == 0, text

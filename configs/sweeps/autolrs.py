@@ -11,7 +11,10 @@ The phase itself is then trained with the rate that came out best, from the same
     python -m cpt.main --config=configs/pile_to_slimpajama.py --config.init.from_run=runs/base --config.init.what=all \\
         --config.init.step=300 --config.phases.slimpajama.lr.kind=constant --config.phases.slimpajama.lr.value=BEST
 
-More stages are more phases: the end of one begins the search for the next.
+Of `:tiny` (CPython 3.11.7, jax 0.10.1, CPU) 1.83e-3 came out best, forecast to 4.07 nats per token of training loss;
+3.37e-3 had 4.09, 1e-3 4.13, the ends 1e-4 and 1e-2 had 4.61 and 4.38. Trust the order, not the height: 30 updates say
+little of update 300 (with the recipe's cosine the loss there is about 3.3). More stages are more phases: the end of one
+begins the search for the next.
 """
 
 from cpt import sweeps as s

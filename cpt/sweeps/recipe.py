@@ -37,8 +37,8 @@ class Candidate:
 
     @property
     def command(self) -> list[str]:
-        """What trains it."""
-        return [sys.executable, "-m", "cpt.main", *self.flags, f"--workdir={self.directory}"]
+        """What trains it: one process, although `srun` or `mpirun` may have started a worker in each of many tasks."""
+        return [sys.executable, "-m", "cpt.main", *self.flags, f"--workdir={self.directory}", "--processes=1"]
 
     @property
     def first_step(self) -> int:

@@ -83,6 +83,13 @@ class Space:
         ranged = [f for r in self.ranges for f in r.fields]
         return list(dict.fromkeys([*(f for p in self.points for f in p), *ranged]))
 
+    @property
+    def varying(self) -> list[str]:
+        """The fields that tell its runs apart; of a range that sets several, the first."""
+        own = [{f: p.get(f) for f in self.fields} for p in self.points]
+        several = [f for f in self.fields if len({repr(p[f]) for p in own}) > 1]
+        return [*several, *(r.name for r in self.ranges)]
+
 
 def values(fields: Fields, options: Iterable[Any]) -> Space:
     """A run for each of `options`; several fields share each value.

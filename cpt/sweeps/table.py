@@ -20,7 +20,7 @@ from cpt.units import compact, human
 
 def plan_of_grid(sweep: Sweep, candidates: Sequence[Candidate]) -> tuple[Table, str]:
     """A row per run with its values, cost and state; and a line with the cost of what is left."""
-    fields = sweep.space.fields
+    fields = sweep.space.varying
     table = _table(["run", *_heads(fields), "tokens", "FLOPs", "state"], left={"run", "state"})
     tokens = flops = 0
     for c in candidates:
@@ -46,7 +46,7 @@ def plan_of_search(sweep: Sweep, middle: Candidate) -> tuple[Table, str]:
 def results(queue: Queue) -> tuple[Table, list[str]]:
     """The runs, the best first; then a line for each that failed, and the command of the best."""
     sweep = queue.sweep
-    fields = [r.name for r in sweep.space.ranges] or sweep.space.fields
+    fields = sweep.space.varying
     table = _table(["", "run", *_heads(fields), str(sweep.metric), "state"], left={"run", "state"})
     trials = sorted(queue.trials(), key=lambda t: _goodness(t, sweep))
     failed, best = [], None

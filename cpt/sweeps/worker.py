@@ -169,7 +169,9 @@ class Worker:
         self.queue.give_back(taken)
 
     def _head(self, taken: Taken) -> str:
-        return f"{taken.candidate.directory.name}  {told(taken.candidate.values)}"
+        values = taken.candidate.values
+        varying = {f: values[f] for f in self.queue.sweep.space.varying if f in values}
+        return f"{taken.candidate.directory.name}  {told(varying)}"
 
     def _idle(self, stop: StopRequest) -> None:
         until = time.monotonic() + IDLE_S

@@ -45,6 +45,8 @@ def test_ranges_are_searched_together_beside_one_point():
     assert made.points == ({"kind": "wsd"},) and [r.name for r in made.ranges] == ["peak", "shape"]
     assert made.ranges[0].middle == pytest.approx(1e-3) and made.ranges[1].ends == ("exp", "cosine")
     assert s.integers("n", 1, 9).ranges[0].middle == 5
+    assert made.varying == ["peak", "shape"]  # what is the same in all runs tells none apart
+    assert s.product(s.values("kind", ["wsd"]), s.seeds(0, 1)).varying == ["seed"]
 
 
 MISTAKES = {

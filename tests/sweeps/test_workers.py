@@ -85,9 +85,9 @@ def test_three_workers_of_which_one_is_killed_twice_train_twelve_runs_once(recip
     command = Command(recipe, environment, url, TWELVE, pace=0.1)
     crew = command.start("--workers=3")
     for kill in range(2):
+        until(lambda n=kill: sum(map(len, command.steps().values())) > 6 + 20 * n)
         # One that is training: its own child is the trainer.
         busy = until(lambda: [w for w in children(crew.pid) if children(w)])
-        until(lambda n=kill: sum(map(len, command.steps().values())) > 6 + 20 * n)
         os.kill(busy[0], signal.SIGKILL)
     text, _ = crew.communicate(timeout=120)
     assert crew.returncode == 0, text
@@ -215,3 +215,16 @@ def test_a_run_that_outlives_its_worker_is_not_trained_a_second_time(open_at, ur
     assert other.recover() == [taken.number] and other.recover() == []
     states = [t.state for t in other.trials()]
     assert states == [TrialState.WAITING] * 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux passes the signal on")
+def test_a_run_is_asked_to_stop_when_its_worker_is_killed(environment):
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom cpt.sweeps.process import Process\n"
+        "p = Process([sys.executable, '-c', 'import time; time.sleep(60)'], Path(os.devnull))\n"
+        "print(p._process.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    pid = int(done.stdout)
+    assert done.returncode == -signal.SIGKILL
+    until(lambda: not Path(f"/proc/{pid}/stat").exists() or Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z", 10)

@@ -117,6 +117,9 @@ class Checkpoints:
             meeting.part()
         except Exception as e:  # a process that is gone; whoever waits for this thread must hear of it
             problem = problem or e
+        # Orbax holds them in cycles that Python collects some day; the devices need that memory now.
+        for copy in jax.tree.leaves(copies):
+            copy.delete()
         return problem
 
     def _write_together(

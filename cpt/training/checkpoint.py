@@ -23,7 +23,7 @@ from etils import epath
 
 from cpt.errors import RunError
 from cpt.training.agreement import Meeting, OthersFailed
-from cpt.training.digests import DamagedCheckpoint, digest, list_files, named, sealed
+from cpt.training.digests import DamagedCheckpoint, digests, list_files, named, sealed
 from cpt.training.faults import quiet_writers, reason
 from cpt.training.preservation import (
     FULL_KINDS,
@@ -61,7 +61,7 @@ class Checkpoints:
         self.directory, self.spec, self.warn = directory_of(directory), spec or CheckpointSpec(), warn
         minutes = self.spec.rolling_minutes
         self.clock = SaveClock(None if minutes is None else 60 * minutes)
-        self._snapshot = jax.jit(lambda tree: (jax.tree.map(jnp.copy, tree), jax.tree.map(digest, tree)))
+        self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
         self._attempts = 0
         self._writing: tuple[Saved, Future[Exception | None]] | None = None
 
@@ -97,7 +97,7 @@ class Checkpoints:
         if kind in FULL_KINDS:
             items["opt_state"] = state.opt_state
         # The copy keeps the next update from writing into buffers that are still being read.
-        copies, sums = self._snapshot(items)
+        copies, sums = self._copy(items), digests(items)
         self._attempts += 1
         saved = self._saved(kind, step)
         facts = {**meta, "step": step, "kind": kind, "saved": round(time.time(), 3)}
@@ -117,6 +117,9 @@ class Checkpoints:
             meeting.part()
         except Exception as e:  # a process that is gone; whoever waits for this thread must hear of it
             problem = problem or e
+        # Orbax holds them in cycles that Python collects some day; the devices need that memory now.
+        for copy in jax.tree.leaves(copies):
+            copy.delete()
         return problem
 
     def _write_together(

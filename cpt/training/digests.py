@@ -47,7 +47,12 @@ def digest(x: jax.Array) -> jax.Array:
     return jnp.stack([jnp.sum(first, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)])
 
 
-digests = jax.jit(lambda tree: jax.tree.map(digest, tree))  # one for all restores, which compile it once
+_digest = jax.jit(digest)
+
+
+def digests(tree: Any) -> Any:
+    """`digest` of every array, each by a program of its own: in one, all their products would be in memory at once."""
+    return jax.tree.map(_digest, tree)
 
 
 def named(tree: Any) -> dict[str, list[int]]:

@@ -63,7 +63,12 @@ def newest_first(found: Iterable[Saved]) -> list[Saved]:
 
 
 def _is_finished(path: epath.Path) -> bool:
-    return (path / COMMITTED).exists() if is_remote(path) else path.is_dir()
+    return (path / COMMITTED).exists() if _ends_with_a_file(path) else path.is_dir()
+
+
+def _ends_with_a_file(path: epath.Path) -> bool:
+    """Whether Orbax writes `COMMITTED` there: only where it knows that renaming copies everything."""
+    return str(path).startswith("gs://")
 
 
 def superfluous(
@@ -96,7 +101,8 @@ def remove(saved: Saved) -> None:
       OSError: it cannot be removed.
     """
     if is_remote(saved.path):
-        (saved.path / COMMITTED).unlink()
+        if _ends_with_a_file(saved.path):
+            (saved.path / COMMITTED).unlink()
         saved.path.rmtree()
         return
     doomed = saved.path.parent / f"{saved.path.name}{UNFINISHED}-removed"
@@ -132,7 +138,7 @@ def unfinished(directory: epath.Path) -> list[epath.Path]:
 
 
 def _lacks_its_end(path: epath.Path) -> bool:
-    return is_remote(path) and path.name.isdigit() and not _is_finished(path)
+    return _ends_with_a_file(path) and path.name.isdigit() and not _is_finished(path)
 
 
 def clear_unfinished(directory: epath.Path) -> None:

@@ -108,9 +108,9 @@ def test_after_a_failure_it_tries_again_before_the_next_checkpoint_of_the_plan(r
         steps.append(step)
         save(self, kind, step, *rest, **how)
 
-    def put_batch(mesh, batch):
+    def put_batch(*given):
         time.sleep(0.05)  # as long as a step of a real model, in which the failure becomes known
-        return put(mesh, batch)
+        return put(*given)
 
     monkeypatch.setattr(retries, "FIRST_RETRY_S", 0.0)
     monkeypatch.setattr(loop.Checkpoints, "save", noted)
@@ -143,7 +143,7 @@ def disk(tmp_path):
 def test_a_small_file_system_that_fills_up_for_real(root, uncut, tmp_path, disk, monkeypatch):
     run, put, steps = tmp_path / "run", loop.put_batch, iter(range(12))
 
-    def put_batch(mesh, batch):
+    def put_batch(*given):
         if (step := next(steps)) == 0:
             disk("4M")
         elif step == 3:  # after the first checkpoint somebody else fills the disk
@@ -155,7 +155,7 @@ def test_a_small_file_system_that_fills_up_for_real(root, uncut, tmp_path, disk,
         elif step == 9:
             assert names(run) == ["rolling/2"]
             disk("64M")
-        return put(mesh, batch)
+        return put(*given)
 
     monkeypatch.setattr(loop, "put_batch", put_batch)
     outcome, said = train(root, run)

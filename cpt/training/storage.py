@@ -30,22 +30,25 @@ class Writer:
         self.saved, self.meeting, self.concurrent_gb = saved, meeting, concurrent_gb
 
     def __enter__(self) -> Writer:
-        handlers = {name: _arrays_handler(self.concurrent_gb) for name in ("params", "opt_state")}
-        self._saver = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(meta=ocp.JsonCheckpointHandler(), **handlers),
-            async_options=ocp.options.AsyncOptions(
-                timeout_secs=int(WRITING_TIMEOUT_S),
-                barrier_sync_fn=lambda *, key, timeout_ms: self.meeting.join(),
-                post_finalization_callback=self._list_files,
-                create_directories_asynchronously=False,
-            ),
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                primary_host=0,
-                # Named one by one, they meet through the coordination service; the devices are busy training.
-                active_processes=set(range(jax.process_count())) if jax.process_count() > 1 else None,
-                barrier_sync_key_prefix=self.meeting.name,
-            ),
+        together = ocp.options.MultiprocessingOptions(
+            primary_host=0,
+            # Named one by one, they meet through the coordination service; the devices are busy training.
+            active_processes=set(range(jax.process_count())) if jax.process_count() > 1 else None,
+            barrier_sync_key_prefix=self.meeting.name,
         )
+        waiting = ocp.options.AsyncOptions(
+            timeout_secs=int(WRITING_TIMEOUT_S),
+            barrier_sync_fn=lambda *, key, timeout_ms: self.meeting.join(),
+            post_finalization_callback=self._list_files,
+            create_directories_asynchronously=False,
+        )
+        handlers = {name: _arrays_handler(self.concurrent_gb, together) for name in ("params", "opt_state")}
+        handler = ocp.CompositeCheckpointHandler(
+            composite_options=ocp.CompositeOptions(multiprocessing_options=together, async_options=waiting),
+            meta=ocp.JsonCheckpointHandler(multiprocessing_options=together),
+            **handlers,
+        )
+        self._saver = ocp.AsyncCheckpointer(handler, async_options=waiting, multiprocessing_options=together)
         return self
 
     def save(self, meta: dict[str, Any], items: dict[str, Any]) -> None:
@@ -163,8 +166,12 @@ def _read(saved: Saved, targets: dict[str, Any], concurrent_gb: int) -> dict[str
         reader.close()
 
 
-def _arrays_handler(concurrent_gb: int) -> ocp.PyTreeCheckpointHandler:
-    return ocp.PyTreeCheckpointHandler(save_concurrent_gb=concurrent_gb, save_device_host_concurrent_gb=concurrent_gb)
+def _arrays_handler(concurrent_gb: int, together: ocp.options.MultiprocessingOptions) -> ocp.PyTreeCheckpointHandler:
+    return ocp.PyTreeCheckpointHandler(
+        save_concurrent_gb=concurrent_gb,
+        save_device_host_concurrent_gb=concurrent_gb,
+        multiprocessing_options=together,
+    )
 
 
 def at_least(concurrent_gb: int, arrays: Any) -> int:

@@ -25,6 +25,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from cpt import cli
+from cpt.backend import prepare_backend
 from cpt.config import RunSpec, load
 from cpt.errors import ConfigError, RunError
 from cpt.rooms import show_rooms
@@ -67,6 +68,7 @@ def main(argv: list[str]) -> None:
     if given.models and (recipe is None or not given.out):
         raise ConfigError("--models: needs --config, a recipe with the sets, and --out, a folder for the rows")
     wanted, models = steps_of(given.steps), [path for entry in given.models for path in _expand(entry)]
+    prepare_backend()
     from cpt.reports.page import write_report
     from cpt.training.benchmarks import Benchmarks  # starts JAX
     from cpt.training.evaluating import evaluate_run

@@ -24,6 +24,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from cpt import cli
+from cpt.backend import prepare_backend
 from cpt.config import load
 from cpt.errors import ConfigError
 from cpt.plan import RunPlan, resolve
@@ -53,6 +54,7 @@ for flag in cluster.FLAGS:
 
 def main(argv: list[str]) -> int:
     """The command; returns its exit code."""
+    prepare_backend()
     if CONFIG.value is None:
         raise ConfigError("--config: required, e.g. --config=configs/pile_to_slimpajama.py (see --help)")
     plan = resolve(load(CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"])))

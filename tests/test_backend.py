@@ -1,0 +1,34 @@
+"""What JAX is told before it starts."""
+
+import os
+import subprocess
+import sys
+
+from cpt import backend
+
+
+def test_what_is_set_already_stays(monkeypatch, tmp_path):
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "TF_CPP_MIN_LOG_LEVEL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    backend.prepare_backend()
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"].startswith(str(tmp_path / "cpt" / "jax-"))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # how one turns it off
+    backend.prepare_backend()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == ""
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.setenv(name, os.environ[name])  # so that they are put back
+
+
+def test_jax_then_keeps_what_it_compiled_there(tmp_path):
+    script = (
+        "import cpt.backend as b; b.prepare_backend()\n"
+        "import jax, jax.numpy as jnp\n"
+        "print(jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((8, 8)))[0, 0])\n"
+    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMPILATION", "JAX_PERSISTENT"))}
+    env |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert done.stderr == "" and list((tmp_path / "cpt").glob("jax-*/*"))

@@ -109,7 +109,7 @@ def check_same(source: DecoderSpec, target: DecoderSpec, kind: str, *changes: st
       ConfigError: another field differs, which the method `kind` leaves as it is.
     """
     theirs, ours = (to_dict(spec) | {"ff": spec.ff_dim} for spec in (source, target))
-    for name in sorted({*theirs, *ours} - MAY_DIFFER - {*changes}):
+    for name in sorted({*theirs, *ours} - MAY_DIFFER - {*changes}, key=lambda name: (name != "family", name)):
         if theirs.get(name) != ours.get(name):
             what = f"it changes {', '.join(changes)}" if changes else "it changes no size"
             raise ConfigError(

@@ -20,8 +20,8 @@ def lemon(source: Source, target: DecoderSpec, options: Mapping[str, Any]) -> Le
     Kept exactly, up to rounding: the logits of every input. The weights that read the copies of a unit are random parts
     of the unit's that sum to them (`a + b = 1`, a and b not equal), so that copies part in training. A width D' that is
     no multiple of D holds `k = D' // D` copies and a rest without content; norms see `eta^2 = k D / D'` times the
-    variance, so `model.norm_eps` must be eta^2 times that of the source. New blocks are copies of the block before them that add
-    nothing to the residual stream, spread evenly.
+    variance, so `model.norm_eps` must be eta^2 times that of the source. New blocks are copies of the block before them
+    that add nothing to the residual stream, spread evenly.
 
     Options: `blocks` ("zero"), why new blocks add nothing: their last weights are `zero`, or halves that `cancel`;
     `seed` (0) of the shares.

@@ -16,10 +16,10 @@ from cpt.models.spec import DecoderSpec
 def spike_no_more(source: Source, target: DecoderSpec, options: Mapping[str, Any]) -> Leaf:
     """Spike No More (Takase et al. 2023, arXiv 2312.16903): small-init, output projections over sqrt(2 L).
 
-    The paper also asks for a large shortcut. The shortcut is large where the embedding's outputs have a standard deviation near 1. The paper multiplies them by
-    sqrt(d) or norms them, in the forward pass; here the forward pass stays as it is and the table itself is drawn with
-    std 1, which gives the same stream at the first update (and gradients of the table that are not multiplied by
-    sqrt(d)). Leave the table out of weight decay.
+    The paper also asks for a large shortcut: embeddings with a standard deviation near 1, for which it multiplies them
+    by sqrt(d), or norms them, in the forward pass. Here the forward pass stays as it is and the table itself is drawn
+    with std 1: the same size of the stream at the first update, and gradients of the table without the factor sqrt(d).
+    Leave the table out of weight decay.
 
     Raises:
       ConfigError: the head is tied: logits would be sqrt(d) times too large; there are options.

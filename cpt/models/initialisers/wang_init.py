@@ -1,4 +1,4 @@
-"""Drawn anew, a block's output projections with std 2 / (L sqrt(d)), the rest with small-init (GPT-NeoX, 2204.06745)."""
+"""Drawn anew, a block's output projections with std 2 / (L sqrt(d)), the rest with small-init (2204.06745)."""
 
 from __future__ import annotations
 

@@ -109,7 +109,9 @@ def check_same(source: DecoderSpec, target: DecoderSpec, kind: str, *changes: st
       ConfigError: another field differs, which the method `kind` leaves as it is.
     """
     theirs, ours = (to_dict(spec) | {"ff": spec.ff_dim} for spec in (source, target))
-    for name in sorted({*theirs, *ours} - MAY_DIFFER - {*changes}, key=lambda name: (name != "family", name)):
+    for name in dict.fromkeys(("family", *theirs, *ours)):
+        if name in MAY_DIFFER or name in changes:
+            continue
         if theirs.get(name) != ours.get(name):
             what = f"it changes {', '.join(changes)}" if changes else "it changes no size"
             raise ConfigError(

@@ -34,10 +34,15 @@ def made_up(spec, seed=0):
     return jax.tree_util.tree_map_with_path(one, base.build(spec).abstract())
 
 
+def quick(function, abstract):
+    """A function of parameters, compiled in a third of the time: each of these is run once."""
+    return jax.jit(function).lower(abstract).compile(compiler_options={"xla_backend_optimization_level": 0})
+
+
 @functools.cache
 def _compiled(spec):
     model = base.build(spec)
-    return jax.jit(lambda tree: model.apply(tree, TOKENS) @ model.head(tree))
+    return quick(lambda tree: model.apply(tree, TOKENS) @ model.head(tree), model.abstract())
 
 
 def logits(spec, params):

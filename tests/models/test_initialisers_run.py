@@ -24,8 +24,11 @@ from cpt.errors import ConfigError, RunError
 from cpt.models import convert
 from cpt.models.spec import LlamaSpec, ModelSpec
 from cpt.plan import resolve
+from cpt.training.checkpoint import Checkpoints
 from cpt.training.exchange import Export
 from cpt.training.growing import SIZES, Growth, grow_model, parse_options, target_of
+from cpt.training.initialise import params_at
+from cpt.training.machine import make_machine
 from cpt.training.run import run_training
 from cpt.training.workdir import prepare_workdir
 
@@ -48,6 +51,17 @@ def run(root, workdir, model, **init):
     prepare_workdir(workdir)
     assert run_training(plan, workdir, Console(file=told, width=500)).step == 4
     return next(line for line in told.getvalue().splitlines() if line.startswith("initialised"))
+
+
+def start_of(root, model, **init):
+    """The parameters of step 0, as a probe asks for them."""
+    config = toy.get_config(str(root))
+    config.model, config.init = c.model(**model), c.init(**init)
+    machine, checkpoints = make_machine(resolve(load(config))), Checkpoints(root / "none")
+    try:
+        return params_at(machine.plan, checkpoints, 0, machine.model, machine.abstract)
+    finally:
+        checkpoints.close()
 
 
 def losses(workdir):
@@ -97,9 +111,9 @@ def test_a_grown_directory_and_a_transform_start_alike(parent, tmp_path):
     run(root, tmp_path / "b", model, from_run=small, transform=c.transform(kind="hypercloning"))
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
     assert losses(tmp_path / "a")[0] == pytest.approx(losses(small)[-1], rel=1e-5)
-    stacked = c.transform(kind="g_stack")
-    said = run(root, tmp_path / "c", LARGE, from_hf=tmp_path / "hf", transform=stacked)
-    assert "from the Hugging Face directory" in said and "transformed by g_stack" in said
+    stacked = start_of(root, LARGE, from_hf=str(tmp_path / "hf"), transform=c.transform(kind="g_stack"))
+    theirs = convert.read(tmp_path / "hf")[1]["layers"]["0"]["mlp"]["up"]["kernel"]
+    assert all(np.array_equal(stacked["layers"][i]["mlp"]["up"]["kernel"], theirs) for i in "01")
 
 
 def test_scratch_is_drawn_by_the_transform(parent, tmp_path):
@@ -209,19 +223,8 @@ def test_sizes_and_options_of_the_command():
             parse_options([text])
 
 
-def test_the_probe_that_compares_with_the_start_finds_the_grown_model(parent, tmp_path):
-    """Distance from the initialisation is 0 at step 0, and measured from the grown parameters afterwards."""
-    from cpt.training.checkpoint import Checkpoints
-    from cpt.training.initialise import params_at
-    from cpt.training.machine import make_machine
-
+def test_the_probe_that_compares_with_the_start_finds_the_grown_model(parent):
     root, small = parent
-    config = toy.get_config(str(root))
-    config.model = c.model(**LARGE)
-    config.init = c.init(from_run=str(small), transform=c.transform(kind="lemon"))
-    machine = make_machine(resolve(load(config)))
-    checkpoints = Checkpoints(Path(tmp_path) / "checkpoints")
-    start = params_at(machine.plan, checkpoints, 0, machine.model, machine.abstract)
+    start = start_of(root, LARGE, from_run=str(small), transform=c.transform(kind="lemon"))
     assert start["layers"]["1"]["mlp"]["up"]["kernel"].shape == (32, 128)
     assert not np.any(np.asarray(start["layers"]["1"]["mlp"]["down"]["kernel"]))
-    checkpoints.close()

@@ -24,7 +24,7 @@ from cpt.schedules.hyper import FollowSpec
 from cpt.schedules.spec import LRSpec
 from cpt.schedules.trunk import AnnealSpec, BranchSpec
 from cpt.sections import parse, section, to_dict
-from cpt.training.spec import CheckpointSpec, GuardSpec, InitSpec, MeshSpec
+from cpt.training.spec import CheckpointSpec, GuardSpec, InitSpec, MeshSpec, TransformSpec
 from cpt.units import Duration
 
 
@@ -379,6 +379,7 @@ evaluation = partial(section, EvaluationSpec)
 probe = partial(section, ProbeSpec)
 checkpoints = partial(section, CheckpointSpec)
 init = partial(section, InitSpec)
+transform = partial(section, TransformSpec)
 branch = partial(section, BranchSpec)
 anneal = partial(section, AnnealSpec)
 guard = partial(section, GuardSpec)

@@ -4,6 +4,8 @@
     python -m cpt.convert import --hf=models/Qwen2.5-0.5B --out=runs/qwen      # then --config.init.from_run=runs/qwen
     python -m cpt.convert export --workdir=runs/demo-3f9c2a71 --out=models/demo --dtype=bfloat16
     python -m cpt.convert export --workdir=runs/demo-3f9c2a71 --step=400 --out=models/demo-400
+    python -m cpt.convert grow --hf=models/pythia-160m --kind=hypercloning --width=1536 --out=models/pythia-160m-wide
+    python -m cpt.convert grow --list                                          # the ways to grow, shrink or average
 
 A directory is read by its `config.json`, safetensors and tokenizer; pickles are not opened. What is exported loads in
 `transformers` and what is built on it, and has a model card that tells what the run learned and forgot.
@@ -25,10 +27,11 @@ from cpt.errors import ConfigError, UserError, nearest
 from cpt.models import convert
 from cpt.models.rope import KINDS
 from cpt.models.spec import DecoderSpec, parameter_count
+from cpt.rooms import show_rooms
 from cpt.sections import to_dict
 from cpt.units import human
 
-COMMANDS = ("inspect", "import", "export")
+COMMANDS = ("inspect", "import", "export", "grow")
 SHOWN = ("layers", "width", "heads", "kv_heads", "head_dim", "ff_dim", "vocab_size", "context")
 
 
@@ -40,6 +43,17 @@ def define_flags(command: str) -> None:
         flags.DEFINE_string("hf", None, "Hugging Face directory: config.json, safetensors, tokenizer.json.")
         flags.DEFINE_string("out", None, "Folder to make; `init.from_run` takes it.")
         return
+    if command == "grow":
+        flags.DEFINE_string("hf", None, "Hugging Face directory to start from; or --workdir.")
+        flags.DEFINE_string("kind", None, "A file of cpt/models/initialisers (see --list), or package.module:name.")
+        flags.DEFINE_multi_string("option", [], "Of the method, as name=value; may be given several times.")
+        flags.DEFINE_list("models", [], "Further models, of a method that takes several.")
+        for name in ("layers", "width", "heads", "kv_heads", "head_dim", "ff"):
+            flags.DEFINE_integer(
+                name, None, "Of the result; as in the source, or in proportion to --width.", lower_bound=1
+            )
+        flags.DEFINE_float("norm_eps", None, "Of the result; as in the source.")
+        flags.DEFINE_bool("list", False, "Show the methods and stop.")
     flags.DEFINE_string("workdir", None, "Run directory.")
     flags.DEFINE_integer("step", None, "Which of its checkpoints; the newest by default.", lower_bound=0)
     flags.DEFINE_string("out", None, "Folder to make.")
@@ -58,9 +72,14 @@ def main(command: str, argv: list[str]) -> int:
         if len(argv) != 1:
             raise ConfigError("inspect: name one directory, e.g. python -m cpt.convert inspect models/pythia-160m")
         return inspect(Path(argv[0]))
-    for name in ("hf", "out") if command == "import" else ("workdir", "out"):
+    if command == "grow" and given.list:
+        show_rooms({"init.transform.kind": "cpt.models.initialisers"})
+        return 0
+    for name in {"import": ("hf", "out"), "export": ("workdir", "out"), "grow": ("kind", "out")}[command]:
         if not getattr(given, name):
             raise ConfigError(f"--{name}: required (see --help)")
+    if command == "grow":
+        return grow(given)
     from cpt.training import exchange  # starts JAX; looking into a directory needs none
 
     if command == "import":
@@ -70,6 +89,21 @@ def main(command: str, argv: list[str]) -> int:
     asked = exchange.Export(given.dtype, given.shard_bytes, given.tokenizer, given.overwrite)
     saved = exchange.export_run(Path(given.workdir), given.step, Path(given.out), asked, print)
     print(f"wrote {given.out} from checkpoint {saved}")
+    return 0
+
+
+def grow(given: flags.FlagValues) -> int:
+    """Make a model of another one."""
+    if bool(given.hf) == bool(given.workdir):
+        raise ConfigError("grow: give one of --hf and --workdir (see --help)")
+    from cpt.training import exchange, growing
+
+    sizes = {name: getattr(given, name) for name in growing.SIZES if getattr(given, name) is not None}
+    options, models = growing.parse_options(given.option), [Path(folder) for folder in given.models]
+    growth = growing.Growth(given.kind, sizes, options, models)
+    asked = exchange.Export(given.dtype, given.shard_bytes, given.tokenizer, given.overwrite)
+    growing.grow_model(Path(given.hf or given.workdir), given.step, Path(given.out), growth, asked, print)
+    print(f"wrote {given.out}; start from it with --config.init.from_hf={given.out}")
     return 0
 
 

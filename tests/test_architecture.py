@@ -50,6 +50,7 @@ SHARED_BASES = (
     "cpt.data.corpora._base",
     "cpt.data.corpora._files",
     "cpt.evaluators.probes._base",
+    "cpt.models.initialisers._base",
 )
 LONGEST_FILE, LONGEST_FUNCTION = 400, 80
 # The loop is meant to be read from top to bottom in one piece.

@@ -22,6 +22,8 @@ from cpt.models.llama_spec import LlamaSpec
 
 GELUS = ("tanh", "exact")
 ATTENTION_COUNTS = ("causal", "palm")
+MAY_DIFFER = frozenset({"compute_dtype", "context", "remat", "init", "init_std"})
+"""Fields that say how a model computes or started, not what its parameters are."""
 
 
 @dataclass(frozen=True)

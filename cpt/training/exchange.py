@@ -63,7 +63,7 @@ def import_model(folder: Path, out: Path, say: Say) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out={out}: is there already; name another folder, or remove it first")
     spec = convert.read_spec(folder)
-    tokenizer = _hash_of(folder, say)
+    tokenizer = hash_of(folder, say)
     say(f"reading {parameter_count(spec):,} parameters, family {spec.family}")
     mesh = jax.make_mesh((jax.device_count(),), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
     _, params = convert.read(folder, lambda keys, array: jax.device_put(array, _spread(mesh, array.shape)))
@@ -97,7 +97,7 @@ def export_run(workdir: Path, step: int | None, out: Path, asked: Export, say: S
       RunError: no run there, no such checkpoint, a damaged one; the disk fails.
     """
     spec = model_of_run(workdir)
-    saved = _checkpoint(workdir, step)
+    saved = checkpoint_of_run(workdir, step)
     model = base.build(spec)
     mesh = jax.make_mesh((jax.device_count(),), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
     abstract = jax.tree.map(
@@ -175,7 +175,8 @@ def _candidates(workdir: Path) -> Iterator[Path]:
     yield from sorted(stores.glob("*/tokenizer.json"))
 
 
-def _checkpoint(workdir: Path, step: int | None) -> Saved:
+def checkpoint_of_run(workdir: Path, step: int | None) -> Saved:
+    """The checkpoint of `step`, or the newest. Raises RunError where there is none, naming the nearest."""
     finished = Checkpoints(workdir / "checkpoints").finished((*FULL_KINDS, "grid"))
     found = [s for s in finished if step in (None, s.step)]
     if not found:
@@ -205,7 +206,8 @@ def _origin(plan: dict[str, Any]) -> list[str]:
     return [Path(p).name for p in paths if p]
 
 
-def _hash_of(folder: Path, say: Say) -> str | None:
+def hash_of(folder: Path, say: Say) -> str | None:
+    """Hash of the tokenizer in a Hugging Face directory; None, and told, where there is none that can be read."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         say(f"{folder}: has no tokenizer.json; whoever starts from this has to know which ids mean what")
         return None

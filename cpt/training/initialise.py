@@ -4,6 +4,8 @@
 2. `init.from_run`: another run's checkpoint, `what` of it;
 3. `init.from_hf`: a Hugging Face model directory, its parameters;
 4. scratch: the model's own initialisation from the run's seed.
+
+`init.transform` then makes the run's parameters of those of 2 to 4.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from cpt.config import InitSpec, RunSpec
 from cpt.data.tokenizers._base import Tokenizer
 from cpt.errors import RunError
 from cpt.models import base, convert
+from cpt.models.spec import MAY_DIFFER
 from cpt.plan import RunPlan
 from cpt.sections import to_dict
 from cpt.training.checkpoint import FULL_KINDS, Checkpoints, DamagedCheckpoint, Saved, read_meta, restore
@@ -28,9 +30,7 @@ from cpt.training.machine import Machine
 from cpt.training.preservation import directory_of
 from cpt.training.processes import here
 from cpt.training.state import State
-
-# How the model computes, not what its parameters are.
-MAY_DIFFER = {"compute_dtype", "context", "remat", "init", "init_std"}
+from cpt.training.transforming import check_tokenizer, fresh, placing, transformed
 
 
 def initial_state(
@@ -53,7 +53,9 @@ def initial_state(
         say(f"initialised from own checkpoint {saved} (step {saved.step})")
         return state, saved.step, meta
     init, opt_state, at, meta = spec.init, None, 0, None
-    if init.from_run:
+    if init.transform is not None:
+        params, said = transformed(spec, abstract.params, tokenizer.hash if tokenizer is not None else None)
+    elif init.from_run:
         (saved,) = _decided(lambda: [checkpoint_of(init)])
         _check_same_model(Path(init.from_run), saved, spec, tokenizer.hash if tokenizer is not None else None)
         try:
@@ -66,7 +68,7 @@ def initial_state(
         params = _from_hugging_face(init.from_hf, spec, abstract.params)
         said = f"initialised params from the Hugging Face directory {init.from_hf}"
     else:
-        params, said = _fresh(machine.model, spec.seed, abstract.params), "initialised from scratch"
+        params, said = fresh(machine.model, spec.seed, abstract.params), "initialised from scratch"
     policy = f"; optimizer: {machine.plan.phases[0].spec.optimizer.policy if opt_state is not None else 'fresh'}"
     if opt_state is None:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.opt_state)
@@ -75,22 +77,11 @@ def initial_state(
     return State(params, opt_state), at, meta
 
 
-def _fresh(model: base.Model, seed: int, abstract: Any) -> Any:
-    return jax.jit(model.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(jax.random.key(seed))
-
-
 def _from_hugging_face(folder: str, spec: RunSpec, abstract: Any) -> Any:
     """The parameters in a Hugging Face directory, each put where it belongs before the next one is read."""
     theirs, ours = to_dict(convert.read_spec(folder)), to_dict(spec.model)
     _check_fields("init.from_hf", folder, theirs, ours)
-
-    def place(keys: tuple[str, ...], array: np.ndarray) -> jax.Array:
-        leaf = abstract
-        for key in keys:
-            leaf = leaf[key]
-        return jax.make_array_from_callback(array.shape, leaf.sharding, lambda index: array[index])
-
-    return convert.read(folder, place)[1]
+    return convert.read(folder, placing(abstract))[1]
 
 
 def checkpoint_of(init: InitSpec) -> Saved:
@@ -120,12 +111,7 @@ def _check_same_model(run: Path, saved: Saved, spec: RunSpec, tokenizer: str | N
             f"init.from_run: optimizer.kind is {their_optimizer!r} in {run}, {spec.optimizer.kind!r} here; "
             "take its parameters only (init.what=params), or set optimizer.kind as there"
         )
-    known = meta.get("tokenizer")
-    if known and tokenizer and known != tokenizer:
-        raise RunError(
-            f"init.from_run: {run} was trained with another tokenizer ({known[:8]}, here {tokenizer[:8]}), whose ids "
-            "mean other tokens; use its tokenizer: tokenizer.kind=file and tokenizer.path"
-        )
+    check_tokenizer("init.from_run", run, meta.get("tokenizer"), tokenizer)
 
 
 def _check_fields(field: str, place: Any, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
@@ -145,10 +131,12 @@ def params_at(plan: RunPlan, checkpoints: Checkpoints, step: int, model: base.Mo
     """
     checkpoints.wait()
     init = plan.spec.init
+    if step == 0 and init.transform is not None:
+        return transformed(plan.spec, abstract.params, None)[0]
     if step == 0 and not init.from_run:
         if init.from_hf:
             return _from_hugging_face(init.from_hf, plan.spec, abstract.params)
-        return _fresh(model, plan.spec.seed, abstract.params)
+        return fresh(model, plan.spec.seed, abstract.params)
 
     def find() -> list[Saved]:
         found = [s for s in checkpoints.finished((*FULL_KINDS, "grid")) if s.step == step]

@@ -4,11 +4,34 @@ when something goes wrong.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from cpt import registry
 from cpt.errors import ConfigError
 from cpt.units import Duration
+
+
+@dataclass(frozen=True)
+class TransformSpec:
+    """How the parameters of another model become those of the run's, whose shape may differ.
+
+    Attributes:
+      kind: a file of `cpt/models/initialisers`, or `package.module:name`.
+      options: of the method.
+      models: further models for a method that takes several: run directories or Hugging Face directories.
+    """
+
+    kind: str | None = None
+    options: Mapping[str, Any] | None = None
+    models: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        if self.kind is not None:
+            registry.check("cpt.models.initialisers", self.kind, "init.transform.kind")
+        elif self.options or self.models:
+            raise ConfigError("init.transform.kind: required, but not given")
 
 
 @dataclass(frozen=True)
@@ -21,12 +44,14 @@ class InitSpec:
       step: which of the checkpoints of `from_run`; None = the newest.
       what: `params`; `params+opt`, with the optimizer's moments; `all`, with the position as well: the run is a child
         that goes on at that step of its own plan, whose past must be that of `from_run`.
+      transform: what is done to the parameters before the run starts with them.
     """
 
     from_run: str | None = None
     from_hf: str | None = None
     step: int | None = None
     what: Literal["params", "params+opt", "all"] = "params"
+    transform: TransformSpec | None = None
 
     def __post_init__(self):
         if self.from_run is not None and self.from_hf is not None:
@@ -39,6 +64,11 @@ class InitSpec:
         if self.from_run is not None and "://" in self.from_run:
             raise ConfigError(
                 f"init.from_run: {self.from_run}: a run directory is a path, not a URL; mount the storage"
+            )
+        if self.transform is not None and self.what != "params":
+            raise ConfigError(
+                f"init.transform: '{self.transform.kind}' makes other parameters, which the optimizer state of "
+                f"init.what={self.what} is not of; leave init.what"
             )
 
     @property

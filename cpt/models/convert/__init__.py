@@ -18,7 +18,7 @@ import numpy as np
 
 from cpt.errors import ConfigError, RunError, UserError
 from cpt.models.convert._base import Keys, Layout, fill, leaves, matched
-from cpt.models.convert._files import Weights, disk_errors, new_folder, write_shards
+from cpt.models.convert._files import Weights, check_free, disk_errors, new_folder, write_shards
 from cpt.models.convert._tokenizer import tokenizer_files
 from cpt.models.spec import DecoderSpec
 from cpt.registry import available, find
@@ -166,6 +166,11 @@ def write(
         for name, content in (texts or {}).items():
             (partial / name).write_text(content, encoding="utf-8")
         write_shards(partial, tensors, dtype, max_shard_bytes)
+
+
+def check_out(folder: str | Path, overwrite: bool = False) -> None:
+    """That `write` may make `folder`, asked before the work. Raises ConfigError where it is there."""
+    check_free(Path(folder).expanduser(), overwrite)
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -158,6 +158,12 @@ def _write_file(file: Path, tensors: list[tuple[Tensor, Callable[[], np.ndarray]
     return at
 
 
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Raises ConfigError where `folder` is a file, or not empty and not to be overwritten."""
+    if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
+        raise ConfigError(f"{folder}: is there already; name another folder, or remove it first")
+
+
 @contextlib.contextmanager
 def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """A folder beside `folder` to write into, which gets its name at the end; nothing stays of it after a failure.
@@ -165,8 +171,7 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     Raises:
       ConfigError: `folder` is a file, or not empty and not to be overwritten.
     """
-    if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
-        raise ConfigError(f"{folder}: is there already; name another folder, or remove it first")
+    check_free(folder, overwrite)
     folder = folder.resolve()
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -58,9 +59,11 @@ def main(argv: list[str]) -> int:
     if CONFIG.value is None:
         raise ConfigError("--config: required, e.g. --config=configs/pile_to_slimpajama.py (see --help)")
     plan = resolve(load(CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"])))
-    workdir = Path(WORKDIR.value) if WORKDIR.value else workdirs.default_workdir(plan)
+    workdir = workdirs.local(WORKDIR.value, "--workdir") if WORKDIR.value else workdirs.default_workdir(plan)
     if DRY_RUN.value is not None:
         return dry_run(console_of(here()), plan, workdir, DRY_RUN.value)
+    # Outside of training there is nothing to save: SIGTERM ends the command there as Ctrl-C does, with the same code.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with joined(cluster.of_flags(os.environ), cluster.CONNECT_SECONDS.value) as processes:
         console = console_of(processes)
         try:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-from pathlib import Path
 
 from absl import flags
 from rich.console import Console
@@ -32,6 +31,7 @@ from cpt.sweeps.recipe import Candidate, Recipe
 from cpt.sweeps.storage import open_storage, open_study, shown
 from cpt.sweeps.table import plan_of_grid, plan_of_search, results
 from cpt.sweeps.worker import Worker
+from cpt.training.workdir import local
 
 
 def define_flags() -> None:
@@ -55,7 +55,7 @@ def main(overrides: list[str]) -> int:
             raise ConfigError(f"--{name}: required, e.g. --{name}={example} (see --help)")
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     sweep = read_sweep(given.sweep)
-    recipe = Recipe(given.config, tuple(overrides), Path(given.out or f"runs/{sweep.name}"))
+    recipe = Recipe(given.config, tuple(overrides), local(given.out or f"runs/{sweep.name}", "--out"))
     candidates, middle = check(sweep, recipe)
     table, cost = plan_of_search(sweep, middle) if sweep.space.ranges else plan_of_grid(sweep, candidates)
     if given.dry_run:

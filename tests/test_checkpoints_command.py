@@ -128,6 +128,7 @@ def test_prune_is_refused_while_a_run_trains_there(run, call):
         (("verfy", "--workdir={run}"), "'verfy' is none of them; did you mean 'verify'?"),
         (("--workdir={run}",), "one of ls, verify, prune comes first; none was given"),
         (("ls", "--workdir={run}/nowhere"), "no checkpoints in it"),
+        (("ls", "--workdir=foo://bucket/run"), "foo://bucket/run: such a URL cannot be opened here"),
         (("ls", "more", "--workdir={run}"), "more: not understood"),
         (("prune", "--workdir={run}", "--keep_rolling=-1"), "keep_rolling"),
     ],
@@ -144,4 +145,7 @@ def test_rules_keep_the_newest_of_everything():
     assert [str(s) for s in superfluous(found, keep_grid_every=10)] == ["grid/15"]
     assert [str(s) for s in superfluous(found, keep_grid_every=7)] == ["grid/10", "grid/15"]
     assert "anchor/20" not in map(str, superfluous(found, keep_rolling=0, anchors=True))
+    # What was saved beside the plan, at 15 and 20, pushes nothing out that the plan would have kept.
+    kept_of_plan = superfluous(found, keep_rolling=1, planned=lambda step: step % 10 == 0 and step < 20)
+    assert [str(s) for s in kept_of_plan] == ["rolling/15"]
     assert len(superfluous(found, keep_rolling=0, anchors=True)) == 5

@@ -10,11 +10,13 @@ Directories are local, or remote ones (`gs://`, `s3://`) that etils opens as Orb
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from etils import epath
+
+from cpt.errors import ConfigError
 
 FULL_KINDS = ("anchor", "rolling")
 KINDS = (*FULL_KINDS, "grid")
@@ -44,8 +46,21 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def directory_of(path: epath.PathLike) -> epath.Path:
-    """`path` as Orbax reads it: absolute, or a URL."""
-    return epath.Path(path) if is_remote(path) else epath.Path(path).absolute()
+    """`path` as Orbax reads it: absolute, or a URL.
+
+    Raises:
+      ConfigError: a URL that nothing installed here opens.
+    """
+    if not is_remote(path):
+        return epath.Path(path).absolute()
+    try:
+        directory = epath.Path(path)
+        directory.exists()
+        return directory
+    except (ImportError, KeyError) as e:
+        driver = {"gs": "gcsfs", "s3": "s3fs"}.get(str(path).partition("://")[0])
+        what = f"install its driver: pip install {driver}" if driver else "there are gs://, s3:// and plain paths"
+        raise ConfigError(f"{path}: such a URL cannot be opened here; {what}") from e
 
 
 def finished(directory: epath.Path, kinds: Sequence[str] = FULL_KINDS) -> list[Saved]:
@@ -72,7 +87,11 @@ def _ends_with_a_file(path: epath.Path) -> bool:
 
 
 def superfluous(
-    found: Iterable[Saved], keep_rolling: int | None = None, keep_grid_every: int | None = None, anchors: bool = False
+    found: Iterable[Saved],
+    keep_rolling: int | None = None,
+    keep_grid_every: int | None = None,
+    anchors: bool = False,
+    planned: Callable[[int], bool] | None = None,
 ) -> list[Saved]:
     """Those of `found` that these rules let go, oldest first; never the newest full one.
 
@@ -80,12 +99,14 @@ def superfluous(
       keep_rolling: newest rolling checkpoints that stay; None = all.
       keep_grid_every: grid checkpoints stay at multiples of this many steps, and the newest; None = all.
       anchors: let anchors go as well.
+      planned: steps whose rolling checkpoints must not be pushed out by others: as many of them stay as well.
     """
     found = newest_first(found)
     of = {kind: [s for s in found if s.kind == kind] for kind in KINDS}
     out = []
     if keep_rolling is not None:
-        out += of["rolling"][keep_rolling:]
+        held = [s for s in of["rolling"] if planned is not None and planned(s.step)][:keep_rolling]
+        out += [s for s in of["rolling"][keep_rolling:] if s not in held]
     if keep_grid_every is not None:
         out += [s for s in of["grid"][1:] if s.step % keep_grid_every]
     if anchors:

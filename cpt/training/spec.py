@@ -33,6 +33,13 @@ class InitSpec:
             raise ConfigError(f"init: from_run={self.from_run} and from_hf={self.from_hf}; give one of them")
         if self.from_hf is not None and (self.what != "params" or self.step is not None):
             raise ConfigError("init.from_hf: such a directory holds parameters and nothing else; leave what and step")
+        if self.from_run is None and (self.what != "params" or self.step is not None):
+            field, value = ("step", self.step) if self.step is not None else ("what", self.what)
+            raise ConfigError(f"init.{field}: {value}, but of which run? give init.from_run, or leave it out")
+        if self.from_run is not None and "://" in self.from_run:
+            raise ConfigError(
+                f"init.from_run: {self.from_run}: a run directory is a path, not a URL; mount the storage"
+            )
 
     @property
     def brings_optimizer(self) -> bool:
@@ -51,7 +58,8 @@ class GuardSpec:
         `back` to an earlier checkpoint as well (`rewind`), and on with the batch that comes next, so that what lies in
         between is not read again (PaLM, 2204.02311, section 5.1); end the run (`stop`).
       deviations, window, back: see `spike`. The run goes back to the newest checkpoint of the phase that is at least
-        `back` updates before the spike, or to the oldest that is still there.
+        `back` updates before the spike, or to the oldest that is still there; only to those of the plan, not to one
+        that was saved because a signal or the clock said so, or a run that was stopped would go on in another way.
       replay: a `ledger.json`, whose incidents are repeated instead of judging anew.
       stall_s: seconds without an update after which the run ends itself, to be started again; 0 waits for ever.
     """
@@ -72,6 +80,11 @@ class GuardSpec:
             raise ConfigError(f"guard.deviations: {self.deviations} is not positive")
         if not self.stall_s >= 0:
             raise ConfigError(f"guard.stall_s: {self.stall_s} is not at least 0")
+
+    @property
+    def may_go_back(self) -> bool:
+        """Whether the run may have to return to one of its checkpoints."""
+        return self.spike == "rewind" or self.replay is not None
 
 
 @dataclass(frozen=True)

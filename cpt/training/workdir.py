@@ -32,6 +32,20 @@ def default_workdir(plan: RunPlan) -> Path:
     return Path("runs") / f"{plan.name}-{plan.hash[:8]}"
 
 
+def local(given: str, field: str) -> Path:
+    """`given` as a path.
+
+    Raises:
+      ConfigError: it is a URL; as a path it would be a folder of that name on this machine, lost with it.
+    """
+    if "://" in given:
+        raise ConfigError(
+            f"{field}={given}: a run directory is a path, not a URL; mount the storage (gcsfuse, mount-s3, a shared "
+            "disk) and give the path where it is mounted"
+        )
+    return Path(given)
+
+
 def prepare_workdir(workdir: Path) -> None:
     """Create the directory and make sure that it can be written.
 
@@ -163,9 +177,12 @@ def inherit(parent: Path, workdir: Path, plan: RunPlan, step: int) -> None:
         raise ConfigError(f"init.what=all: {parent} has another past: {difference}; a child shares it up to its branch")
     if (parent / "eval_sets.json").exists() and not (workdir / "eval_sets.json").exists():
         write_atomic(workdir / "eval_sets.json", (parent / "eval_sets.json").read_text())
+    # Without a checkpoint of its own the child begins at the parent's, which may be further by now than the first time.
+    begins = newest_step(workdir) == 0
     for name in ("metrics.jsonl", "eval.jsonl", "eval_sequences.jsonl", "probes.jsonl"):
-        if (parent / name).exists() and not (workdir / name).exists():
-            rows = [line for line in (parent / name).read_text().splitlines() if json.loads(line)["step"] <= step]
+        if (parent / name).exists() and (begins or not (workdir / name).exists()):
+            *lines, _unfinished = (parent / name).read_text().split("\n")
+            rows = [line for line in lines if json.loads(line)["step"] <= step]
             write_atomic(workdir / name, "".join(line + "\n" for line in rows))
 
 

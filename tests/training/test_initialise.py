@@ -148,6 +148,8 @@ def test_a_hugging_face_directory_gives_the_very_parameters(root, parent, tmp_pa
         (dict(from_hf="hf", from_run="parent"), ConfigError, r"init: from_run=.* and from_hf=.*; give one of them"),
         (dict(from_hf="hf", what="params+opt"), ConfigError, r"init\.from_hf: such a directory holds parameters"),
         (dict(from_hf="hf", step=3), ConfigError, r"init\.from_hf: such a directory holds parameters"),
+        (dict(what="params+opt"), ConfigError, r"init\.what: params\+opt, but of which run\? give init\.from_run"),
+        (dict(step=3), ConfigError, r"init\.step: 3, but of which run\?"),
         (dict(from_hf="nowhere"), ConfigError, "nowhere: no such folder"),
         (dict(from_run="hf"), RunError, r"init\.from_run: .*hf has no checkpoint"),
     ],

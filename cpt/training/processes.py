@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from cpt.errors import RunError, UserError
+from cpt.training.aborts import explain_aborts
 from cpt.training.cluster import Cluster
 from cpt.training.signals import STOPPED_BY_SIGNAL
 
@@ -70,6 +71,7 @@ class Connected(Processes):
         self._asked = 0
         self._seen: dict[int, tuple[str, float]] = {}
         self._over = threading.Event()
+        self._beat(0)  # one that never said anything cannot be missed
         self._thread = threading.Thread(target=self._watch, name="processes", daemon=True)
         self._thread.start()
 
@@ -107,7 +109,7 @@ class Connected(Processes):
         while not self._over.wait(POLL_S):
             beat += 1
             try:
-                self.client.key_value_set(f"cpt/alive/{self.index}", str(beat), allow_overwrite=True)
+                self._beat(beat)
                 said = _get(self.client, "cpt/ended")
                 if said is None and self.first and (lost := self._lost(time.monotonic())) is not None:
                     line = f"process {lost} of {self.count} has not answered for {LOST_AFTER_S:.0f} s"
@@ -120,6 +122,9 @@ class Connected(Processes):
             if said is not None and not self._over.is_set():
                 self._end(f"process {said['process']} ended: {said['line']}", said["code"])
                 return
+
+    def _beat(self, beat: int) -> None:
+        self.client.key_value_set(f"cpt/alive/{self.index}", str(beat), allow_overwrite=True)
 
     def _lost(self, now: float) -> int | None:
         """A process whose beat has not changed for too long; those that never had one are still on their way."""
@@ -215,6 +220,8 @@ def _connect(cluster: Cluster, connect_s: int) -> Processes:
     timer = threading.Timer(connect_s, too_late)
     timer.daemon = True
     timer.start()
+    # It would take SIGTERM for itself, and nobody here asks it; `cpt.training.requests` does what it is for.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             cluster.coordinator,
@@ -230,4 +237,6 @@ def _connect(cluster: Cluster, connect_s: int) -> Processes:
         timer.cancel()
     if jax.process_count() == 1:
         return Processes()
+    if jax.process_index() > 0:
+        explain_aborts(distributed.global_state.coordinator_address)
     return Connected(distributed.global_state.client, jax.process_index(), jax.process_count())

@@ -136,6 +136,42 @@ def test_one_killed_ends_the_other_and_a_relaunch_goes_on_exactly(root, two, tmp
     assert rows(workdir, "eval.jsonl") == rows(two, "eval.jsonl")
 
 
+CONNECTED = """
+import sys, time
+from cpt.training.cluster import Cluster
+from cpt.training.processes import joined
+with joined(Cluster("flags", sys.argv[1], 2, int(sys.argv[2])), 60) as processes:
+    processes.meet()
+    print("met", flush=True)
+    if sys.argv[3:] == ["aborts"] and not processes.first:
+        import os
+        os.abort()
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("what", ["killed", "aborts"])
+def test_process_0_that_is_killed_takes_the_coordinator_along(what):
+    """JAX then aborts the others; that is a reason to start again, while another abort stays what it is."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-c", CONNECTED, address]
+    pipes = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first, second = (subprocess.Popen([*command, str(i), what], **pipes) for i in range(2))
+    try:
+        assert first.stdout.readline() == second.stdout.readline() == "met\n"
+        if what == "killed":
+            first.kill()
+        said = second.communicate(timeout=30)[1]
+        gone = f"run error: process 0 at {address} is gone; start the same command again on all of them"
+        assert (second.returncode, gone in said) == ((75, True) if what == "killed" else (-signal.SIGABRT, False)), said
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
+
+
 def test_a_run_moves_from_four_processes_to_one_to_two(root, alone, tmp_path):
     workdir = tmp_path / "moves"
     for count, devices, until in ((4, 2, 8), (1, 1, 20), (2, 1, None)):

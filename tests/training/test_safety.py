@@ -347,10 +347,11 @@ def test_a_full_disk_says_what_is_safe(root, finished, tmp_path):
     assert free.returncode == 0, free.stderr
 
 
-def test_ctrl_c_while_data_is_prepared_is_one_line(root, tmp_path):
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_data_is_prepared_is_one_line(root, tmp_path, asked):
     script = (
-        "import sys, cpt.training.run as r, cpt.main as m\n"
-        "def stop(*a): raise KeyboardInterrupt\n"
+        "import signal, sys, cpt.training.run as r, cpt.main as m\n"
+        f"def stop(*a): signal.raise_signal({int(asked)})\n"
         "r.open_sources = stop\n"
         "from cpt import cli\n"
         "cli.run(m.main)\n"

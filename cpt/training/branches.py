@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from cpt.config import InitSpec
 from cpt.plan import RunPlan, resolve
 from cpt.schedules.trunk import AnnealSpec, BranchSpec
 
@@ -21,7 +22,7 @@ def branch_plans(plan: RunPlan, workdir: Path) -> dict[Path, RunPlan]:
     anneal, out = plan.spec.anneal, {}
     for at in plan.branch_points:
         branch = BranchSpec(at, anneal.decay, anneal.shape, anneal.floor)
-        init = dataclasses.replace(plan.spec.init, from_run=str(workdir), step=at, what="all")
+        init = InitSpec(from_run=str(workdir), step=at, what="all")
         spec = dataclasses.replace(plan.spec, branch=branch, anneal=AnnealSpec(), init=init)
         out[workdir / FOLDER / f"step-{at}"] = resolve(spec)
     return out

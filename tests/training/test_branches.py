@@ -117,6 +117,33 @@ def test_a_child_by_hand(trained, tmp_path):
         loop.train(resolve(load(config)), data, tmp_path / "other", Console(file=io.StringIO()))
 
 
+def test_a_child_that_begins_again_takes_the_rows_of_where_its_parent_is_now(trained, tmp_path):
+    """Killed before its first checkpoint, it begins at the parent's newest one, which may have moved on."""
+    _, plan, trunk = trained
+    run = Path(shutil.copytree(trunk, tmp_path / "run"))
+    with (run / "metrics.jsonl").open("a") as f:
+        f.write('{"step": 25, "lo')  # it is just writing
+    child = tmp_path / "child"
+    workdir.prepare_workdir(child)
+    for step in (8, 20):
+        workdir.inherit(run, child, plan, step)
+        assert [r["step"] for r in rows(child)] == list(range(1, step + 1))
+        with (child / "metrics.jsonl").open("a") as f:
+            f.write(json.dumps({"step": step + 1}) + "\n")  # trained since, and not saved
+    # Once it has a checkpoint its rows are its own.
+    (child / "checkpoints" / "rolling" / "21").mkdir(parents=True)
+    workdir.inherit(run, child, plan, 22)
+    assert [r["step"] for r in rows(child)] == list(range(1, 22))
+
+
+def test_a_run_that_began_from_hugging_face_has_branches(trained, tmp_path):
+    root, _, run = trained
+    config = trunk_config(root)
+    config.init.from_hf = str(tmp_path / "model")
+    inits = {child.spec.init for child in branch_plans(resolve(load(config)), run).values()}
+    assert {(i.from_run, i.from_hf, i.what) for i in inits} == {(str(run), None, "all")}
+
+
 def test_a_branch_goes_on_under_another_path_of_its_parent(trained, tmp_path):
     _, plan, run = trained
     moved = tmp_path / "moved"

@@ -11,10 +11,11 @@ one before. Over several processes all of them come to the same decision.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -55,10 +56,18 @@ class Checkpoints:
       directory: the run's `checkpoints/`, a path or a URL.
       spec: how many stay, how often by time, and how much memory writing may take.
       warn: receives a line for each checkpoint that could not be written.
+      planned: steps whose rolling checkpoints are not to be pushed out by others (`preservation.superfluous`).
     """
 
-    def __init__(self, directory: epath.PathLike, spec: CheckpointSpec | None = None, warn: Say = lambda line: None):
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        spec: CheckpointSpec | None = None,
+        warn: Say = lambda line: None,
+        planned: Callable[[int], bool] | None = None,
+    ):
         self.directory, self.spec, self.warn = directory_of(directory), spec or CheckpointSpec(), warn
+        self._superfluous = partial(superfluous, keep_rolling=self.spec.keep_rolling, planned=planned)
         minutes = self.spec.rolling_minutes
         self.clock = SaveClock(None if minutes is None else 60 * minutes)
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
@@ -144,10 +153,15 @@ class Checkpoints:
                 clear_unfinished(self.directory)
                 return
             list_files(saved.path, final=True)
-            for old in superfluous(self.finished(KINDS), self.spec.keep_rolling):
-                remove(old)
-        except OSError:  # they take room, no more; the next save tries again
+            self._let_go(self._superfluous(self.finished(KINDS)))
+        except OSError:
             return
+
+    @staticmethod
+    def _let_go(doomed: list[Saved]) -> None:
+        with contextlib.suppress(OSError):  # they take room, no more; the next save tries again
+            for old in doomed:
+                remove(old)
 
     def wait(self) -> Exception | None:
         """Block until the last save ended; returns what went wrong with it, if anything did, and tells it."""
@@ -158,7 +172,7 @@ class Checkpoints:
         now_s = time.monotonic()
         if problem is None:
             self._known.add(saved)
-            self._known.difference_update(superfluous(self._known, self.spec.keep_rolling))
+            self._known.difference_update(self._superfluous(self._known))
             if saved.kind in FULL_KINDS:
                 self.clock.saved(now_s)
         else:
@@ -245,6 +259,11 @@ class Checkpoints:
                 aside = set_aside(bad, self.directory) if here().first else self.directory / "damaged"
                 self._known.discard(bad)
                 say(f"checkpoint {bad} is damaged ({why}); moved to {aside}, using the one before")
+            # A killed process had no time to remove them; a run that goes back must find what it would have found.
+            doomed = self._superfluous(self._known)
+            self._known.difference_update(doomed)
+            if here().first:
+                self._let_go(doomed)
             here().meet()
             return saved, state, meta
         if damaged:

@@ -124,6 +124,12 @@ class Guard:
         self.incidents[at] = Incident(**{**asdict(incident), "rewound_to": to})
         self._recent = [r for r in self._recent if r[0] < to]
 
+    def may_use(self, step: int) -> bool:
+        """Whether a run may go back to this step: only where it saves a full checkpoint however often it is stopped."""
+        kinds = self.plan.checkpoints_at(step)
+        failing = any(i.step == step - 1 for i in self.incidents)  # then no rolling one is saved
+        return "anchor" in kinds or ("rolling" in kinds and not failing) or self.needed_at(step)
+
     def needed_at(self, step: int) -> bool:
         """Whether a replayed run will go back to this step."""
         return any(i.rewound_to == step for i in self._replayed or ())

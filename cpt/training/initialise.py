@@ -168,17 +168,29 @@ def params_at(plan: RunPlan, checkpoints: Checkpoints, step: int, model: base.Mo
 
 
 def go_back(
-    machine: Machine, checkpoints: Checkpoints, guard: Guard, spike: Incident, state: State, say: Callable[[str], None]
+    machine: Machine,
+    checkpoints: Checkpoints,
+    guard: Guard,
+    spike: Incident,
+    step: int,
+    state: State,
+    say: Callable[[str], None],
 ) -> State:
     """The state that the run has after it went back before a spike; `state` itself where there is nowhere to go.
 
-    That of the newest checkpoint of the phase from `guard.back` updates before or earlier, else of the oldest one.
+    That of the newest checkpoint of the phase from `guard.back` updates before or earlier, else of the oldest one. Only
+    those of the plan count: one that was saved because a signal or the clock said so is not there in every launch.
+
+    Args:
+      step: where the run stands; the optimizer policies of phases that began since are applied to the state.
     """
     checkpoints.wait()
     phase, wanted = machine.plan.phase_at(spike.step), guard.wanted(spike)
 
     def find() -> list[Saved]:
-        found = [s for s in checkpoints.finished() if phase.first_step <= s.step <= spike.step]
+        found = [
+            s for s in checkpoints.finished() if phase.first_step <= s.step <= spike.step and guard.may_use(s.step)
+        ]
         early = [s for s in found if s.step <= wanted]
         late = [s for s in found if s.step > wanted]
         return [*early, *reversed(late)]
@@ -191,8 +203,10 @@ def go_back(
             continue
         guard.rewound(spike, saved.step)
         say(f"step {spike.step}: back to the state of step {saved.step} ({saved}), on with the data that come next")
-        at_edge = saved.step == phase.first_step and phase.first_step in machine.switch
-        return machine.switch[phase.first_step](back) if at_edge else back
+        for edge in sorted(machine.switch):  # a checkpoint at an edge is the end of the phase before
+            if saved.step <= edge < step:
+                back = machine.switch[edge](back)
+        return back
     say(f"step {spike.step}: this phase has no checkpoint to go back to; on without the update")
     return state
 

@@ -63,7 +63,9 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
 
     # ---- where the run stands ----
     say = lambda line, **style: console.print(line, highlight=False, soft_wrap=True, **style)  # noqa: E731
-    checkpoints = Checkpoints(workdir / "checkpoints", spec.checkpoints, partial(say, style="bold red"))
+    # What a run goes back to must not depend on how often it was stopped and saved in between.
+    kept = (lambda step: "rolling" in plan.checkpoints_at(step)) if spec.guard.may_go_back else None
+    checkpoints = Checkpoints(workdir / "checkpoints", spec.checkpoints, partial(say, style="bold red"), kept)
     checkpoints.clean()
     state, start, meta = initial_state(machine, data.tokenizer, checkpoints, say)
     trains_on = identity(data, meta)
@@ -114,7 +116,7 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
             watchdog.at(f"step {step}")
             if (spike := guard.due(step)) is not None:
                 with recorder.aside():
-                    state = go_back(machine, checkpoints, guard, spike, state, say)
+                    state = go_back(machine, checkpoints, guard, spike, step, state, say)
             if kinds := plan.sets_at(step):
                 recorder.evaluated(step, evaluation(state.params, kinds))
             for name in plan.probes_at(step):

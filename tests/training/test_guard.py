@@ -184,6 +184,54 @@ def test_going_back_is_exact_recorded_and_repeated(root, tmp_path, spiking):
             assert rows(cut) == rows(tmp_path / "run") and ledger(cut)["guard"] == told["guard"]
 
 
+def test_a_run_that_was_stopped_in_between_goes_back_to_the_same_step(root, tmp_path, spiking):
+    def config_with(**grids):
+        config = config_of(root, spike="rewind")
+        config.guard.back, config.checkpoints.keep_rolling = 2, 1
+        config.phases.second.steps = 20
+        config.checkpoints.update(grids)
+        return config
+
+    spiking.steps = (27,)  # back from 29: the rolling ones at 20 (pushed out) and 24, so 24
+    train(config_with(), tmp_path / "run")
+    assert [i["rewound_to"] for i in ledger(tmp_path / "run")["guard"]] == [24]
+    # Stopped at 25 and saved there, which is near enough to go back to and would push out the one at 24.
+    cut = tmp_path / "cut"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop.Requests, "stopping", property(lambda self: "SIGTERM" if self.now >= 25 else None))
+        patched.setattr(loop.Requests, "now", 0, raising=False)
+        patched.setattr(
+            loop.Watchdog,
+            "at",
+            lambda self, doing: (
+                setattr(loop.Requests, "now", int(doing[5:] or 0)) if doing.startswith("step ") else None
+            ),
+        )
+        assert train(config_with(), cut).stopped_by == "SIGTERM"
+    assert (cut / "checkpoints" / "rolling" / "25").is_dir()
+    # Killed before it had let go of an older one.
+    shutil.copytree(cut / "checkpoints" / "rolling" / "25", cut / "checkpoints" / "rolling" / "22")
+    train(config_with(), cut)
+    assert rows(cut) == rows(tmp_path / "run") and ledger(cut)["guard"] == ledger(tmp_path / "run")["guard"]
+
+
+def test_going_back_over_an_edge_keeps_the_policy_of_the_new_phase(root, tmp_path, spiking, monkeypatch):
+    # The last update of the first phase; when that is known the second, which begins with fresh moments, is under way.
+    spiking.steps = (11,)
+    policies, make = [], loop.make_machine
+
+    def watched(plan):
+        machine = make(plan)
+        switch = machine.switch[12]
+        machine.switch[12] = lambda state: policies.append(12) or switch(state)
+        return machine
+
+    monkeypatch.setattr(loop, "make_machine", watched)
+    train(config_of(root, spike="rewind"), tmp_path / "run")
+    assert [(i["step"], i["rewound_to"]) for i in ledger(tmp_path / "run")["guard"]] == [(11, 8)]
+    assert policies == [12, 12]  # once for the state that was given up, once for the one that the run went on with
+
+
 def test_with_no_checkpoint_to_go_back_to_it_goes_on(root, tmp_path, spiking):
     spiking.steps = (6,)
     config = config_of(root, spike="rewind")

@@ -37,10 +37,18 @@ class MaintenanceWatch:
         self._over.set()
 
     def _watch(self) -> None:
-        while not self._over.wait(self._every_s):
+        known: dict[str, str] = {}
+        while True:
             for key, nothing in NOTHING.items():
-                if (told := self._asked(key)) not in (None, nothing):
+                if (told := self._asked(key)) is None:
+                    continue
+                # What is announced already when the run starts has stopped it before, perhaps an hour ahead: to stop
+                # again at once, at each relaunch, would be to wait for it.
+                if told not in (nothing, known.setdefault(key, told)):
                     return self._tell(f"{key.rpartition('/')[2]} {told}")
+                known[key] = told
+            if self._over.wait(self._every_s):
+                return
 
     def _asked(self, key: str) -> str | None:
         """What the server says; None where it does not answer now, which says nothing."""

@@ -59,6 +59,19 @@ def test_an_announced_event_asks_to_stop(server, key, value):
     assert stop.name == f"{key} {value}"
 
 
+def test_what_was_announced_before_the_start_does_not_stop_it_again(server):
+    key = server.key + "maintenance-event"
+    server.says[key], told = "TERMINATE_ON_HOST_MAINTENANCE", []
+    with MaintenanceWatch(told.append, every_s=0.02):
+        time.sleep(0.2)
+        assert told == []
+        server.says[key] = "NONE"
+        time.sleep(0.2)
+        server.says[key] = "TERMINATE_ON_HOST_MAINTENANCE"  # another one
+        assert until(lambda: told)
+    assert told == ["maintenance-event TERMINATE_ON_HOST_MAINTENANCE"]
+
+
 def test_a_server_that_does_not_answer_says_nothing(server, monkeypatch):
     server.says.clear()
     told = []

@@ -13,9 +13,9 @@ start the same command again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
-import signal
 import sys
 import time
 from pathlib import Path
@@ -35,7 +35,7 @@ from cpt.training import workdir as workdirs
 from cpt.training.branches import finished
 from cpt.training.dry_run import topology_lines
 from cpt.training.processes import Processes, here, joined
-from cpt.training.signals import STOPPED_BY_SIGNAL
+from cpt.training.signals import STOPPED_BY_SIGNAL, at_once
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe: FILE.py or FILE.py:ARGUMENT.", lock_config=False, accept_new_attributes=True
@@ -62,17 +62,20 @@ def main(argv: list[str]) -> int:
     workdir = workdirs.local(WORKDIR.value, "--workdir") if WORKDIR.value else workdirs.default_workdir(plan)
     if DRY_RUN.value is not None:
         return dry_run(console_of(here()), plan, workdir, DRY_RUN.value)
-    # Outside of training there is nothing to save: SIGTERM ends the command there as Ctrl-C does, with the same code.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with joined(cluster.of_flags(os.environ), cluster.CONNECT_SECONDS.value) as processes:
-        console = console_of(processes)
-        try:
-            return launch(console, plan, workdir)
-        except KeyboardInterrupt:
-            stopped(console, "stopped; what was saved before stays")
-            sys.stdout.flush()
-            processes.fail("KeyboardInterrupt", STOPPED_BY_SIGNAL)
-            os._exit(STOPPED_BY_SIGNAL)  # JAX, interrupted while it starts or compiles, can crash an orderly exit
+    found = cluster.of_flags(os.environ)
+    with at_once(interrupted), joined(found, cluster.CONNECT_SECONDS.value) as processes:
+        return launch(console_of(processes), plan, workdir)
+
+
+def interrupted(signal_name: str) -> None:
+    """End at once: no training is under way that could be saved first."""
+    line = f"{signal_name}: stopped; what was saved before stays; go on with: {same_command()}\n"
+    with contextlib.suppress(RuntimeError):  # the signal came while something was printed
+        sys.stdout.flush()
+    if here().first:
+        os.write(sys.stdout.fileno(), line.encode())
+    here().fail(line.strip(), STOPPED_BY_SIGNAL)
+    os._exit(STOPPED_BY_SIGNAL)  # JAX, interrupted while it starts or compiles, can crash an orderly exit
 
 
 def console_of(processes: Processes) -> Console:
@@ -127,8 +130,13 @@ def train(console: Console, plan: RunPlan, workdir: Path) -> int:
 
 def stopped(console: Console, what: str) -> int:
     """Say what happened and how to go on."""
-    console.print(f"{what}; go on with: python -m cpt.main {shlex.join(sys.argv[1:])}", soft_wrap=True, markup=False)
+    console.print(f"{what}; go on with: {same_command()}", soft_wrap=True, markup=False)
     return STOPPED_BY_SIGNAL
+
+
+def same_command() -> str:
+    """What to type to go on."""
+    return f"python -m cpt.main {shlex.join(sys.argv[1:])}"
 
 
 if __name__ == "__main__":

@@ -43,7 +43,9 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder of the runs (default: runs/<name of the sweep>).")
     flags.DEFINE_bool("dry_run", False, "List the runs with their cost and state, and stop.")
     flags.DEFINE_bool("retry_failed", False, "Train those that failed once more.")
-    flags.DEFINE_float("grace", 120.0, "Seconds without a sign of life after which another worker counts as gone.")
+    flags.DEFINE_float(
+        "grace", 120.0, "Seconds without a sign of life after which another worker counts as gone.", lower_bound=1.0
+    )
     flags.DEFINE_integer("worker", None, "Number of this worker; set by --workers.")
 
 

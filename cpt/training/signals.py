@@ -5,8 +5,10 @@ A second SIGTERM does not: launchers send it to every process of a job, and whoe
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 STOPPED_BY_SIGNAL = 75  # exit code: saved, start me again (EX_TEMPFAIL)
@@ -40,3 +42,21 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.name = signal.Signals(number).name
+
+
+@contextlib.contextmanager
+def at_once(leave: Callable[[str], None]) -> Iterator[None]:
+    """Where no `StopRequest` is in force, SIGTERM and Ctrl-C call `leave` with their name; it ends the process.
+
+    Not by an exception: libraries lose it in the callback that it happens to meet, or are aborted by it in their C++.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    leaving = lambda number, frame: leave(signal.Signals(number).name)  # noqa: E731
+    old = {number: signal.signal(number, leaving) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -40,8 +40,8 @@ def local(given: str, field: str) -> Path:
     """
     if "://" in given:
         raise ConfigError(
-            f"{field}={given}: a run directory is a path, not a URL; mount the storage (gcsfuse, mount-s3, a shared "
-            "disk) and give the path where it is mounted"
+            f"{field}={given}: a run directory is a path, not a URL; give one on a disk that all hosts share (NFS, "
+            "Filestore, Lustre), or a mount that can rename directories"
         )
     return Path(given)
 

@@ -85,3 +85,18 @@ def worker_of(run, crew):
 
 def parent(pid):
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("--out=gs://bucket/sweep", "config error: --out=gs://bucket/sweep: a run directory is a path, not a URL"),
+        ("--grace=-1", "config error: flag --grace=-1: -1.0 is not number >= 1.0"),
+    ],
+)
+def test_a_flag_that_cannot_be_is_one_line(flag, says, tmp_path, toy_root, environment):
+    file = tmp_path / "sweep.py"
+    file.write_text(SWEEP.format(seeds="0, 1"))
+    command = [sys.executable, "-m", "cpt.sweep", f"--config={toy.__file__}:{toy_root}", f"--sweep={file}", flag]
+    done = subprocess.run([*command, "--dry_run"], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith(says) and done.stderr.count("\n") == 1, done.stderr

@@ -196,6 +196,19 @@ def test_processes_with_different_plans_end_with_the_reason(root, tmp_path):
     assert rows(tmp_path / "run") == []
 
 
+def test_a_signal_while_the_others_are_awaited_is_a_line(tmp_path):
+    flags = ["--coordinator=127.0.0.1:9", "--processes=2", "--process=1"]
+    script = (  # where it waits for them
+        "import signal, cpt.training.processes as p, cpt.main as m\n"
+        "p._connect = lambda *_: signal.raise_signal(signal.SIGTERM)\n"
+        "m.cli.run(m.main)\n"
+    )
+    command = [sys.executable, "-c", script, f"--config={toy.__file__}:{tmp_path}", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 75 and "Traceback" not in done.stderr, done.stderr
+    assert "go on with: python -m cpt.main --config=" in done.stdout
+
+
 def test_a_coordinator_that_is_not_there_is_named(tmp_path):
     flags = ["--coordinator=127.0.0.1:9", "--processes=2", "--process=1", "--connect_seconds=3"]
     command = [sys.executable, "-m", "cpt.main", f"--config={toy.__file__}:{tmp_path}", *flags]

@@ -96,7 +96,7 @@ def read_model(folder: Path, step: int | None, mesh: Mesh) -> Parent:
       ConfigError, RunError: there is no such model, or it cannot be read.
     """
     folder = folder.expanduser()
-    if not (folder / "plan.json").is_file() and (folder / convert.CONFIG).is_file():
+    if not ((folder / "plan.json").is_file() or (folder / "checkpoints").is_dir()):
         spec = convert.read_spec(folder)
         params = convert.read(folder, placing(_abstract(spec, mesh)))[1]
         return Parent(

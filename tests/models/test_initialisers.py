@@ -23,7 +23,8 @@ WIDER = {
     "olmo 2": dict(HEADS_8, kv_heads=8, ff=96),
 }
 # Widths, heads, keys and MLP channels that do not divide; 72 = 2 x 32 + 8, so that norms see 8/9 of the variance.
-ODD = dict(width=72, norm_eps=1e-5 * 64 / 72)
+EPSILON = 0.09
+ODD = dict(width=72, norm_eps=EPSILON * 64 / 72)
 LEMON = {
     "neox": dict(ODD, heads=9, ff=200, layers=5),
     "neox sequential": dict(ODD, heads=9, ff=81, layers=3),
@@ -71,7 +72,8 @@ def test_a_hypercloned_matrix_is_tiled_and_divided():
 
 @pytest.mark.parametrize("name", cases.SPECS)
 def test_lemon_keeps_the_logits_at_sizes_that_do_not_divide(name):
-    before, after = grown("lemon", cases.SPECS[name], **LEMON[name])
+    # An epsilon that counts, in the norms of queries and keys too.
+    before, after = grown("lemon", replace(cases.SPECS[name], norm_eps=EPSILON), **LEMON[name])
     assert difference(before, after) < 1e-5
 
 
@@ -118,7 +120,7 @@ def test_blocks_without_output_keep_the_logits(name, how):
 ORDERS = {
     "g_stack": (3, 9, {}, [0, 1, 2, 0, 1, 2, 0, 1, 2]),
     "solar": (4, 6, {}, [0, 1, 2, 1, 2, 3]),
-    "solar of the paper": (32, 48, {}, [*range(24), *range(8, 32)]),
+    "solar twice": (2, 4, {}, [0, 1, 0, 1]),
     "llama_pro": (4, 6, {}, [0, 1, "1", 2, 3, "3"]),
     "llama_pro in pairs": (4, 6, {"copies": 2}, [0, 1, 2, 3, "2", "3"]),
     "tli": (4, 6, {}, [0, 1, 1, 2, 3, 3]),

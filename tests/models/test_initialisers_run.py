@@ -133,6 +133,7 @@ def test_scratch_is_drawn_by_the_transform(parent, tmp_path):
         (dict(transform=dict(options={"seed": 1})), ConfigError, r"init\.transform\.kind: required, but not given"),
         (dict(from_run="parent", what="params+opt", transform=dict(kind="lemon")), ConfigError, r"leave init\.what"),
         (dict(from_run="parent", transform=dict(kind="g_stack")), ConfigError, r"model\.width: is 16 in the source"),
+        (dict(from_run="parnt", transform=dict(kind="lemon")), ConfigError, r"parnt: no such folder; name a directory"),
         (dict(from_run="parent", step=3, transform=dict(kind="lemon")), RunError, r"no checkpoint of step 3; nearest"),
         (
             dict(from_run="parent", transform=dict(kind="fusing")),

@@ -32,9 +32,11 @@ def extended(old: Path, new: Path) -> dict[str, Any]:
         )
     model, theirs = content["model"], other["model"]
     special = {token["content"] for token in other.get("added_tokens", [])}
-    taken = {*model["vocab"], *(token["content"] for token in content.get("added_tokens", []))}
-    fresh = [t for t in sorted(theirs["vocab"], key=theirs["vocab"].get) if t not in taken | special]
-    vocab = model["vocab"] | {token: i for i, token in enumerate(fresh, load(a).vocab_size)}
+    before = load(a).pieces()
+    # With the added ones, which would otherwise get the ids behind the larger vocabulary.
+    kept = {piece.name: i for i, piece in enumerate(before) if piece is not None}
+    fresh = [t for t in sorted(theirs["vocab"], key=theirs["vocab"].get) if t not in kept.keys() | special]
+    vocab = kept | {token: i for i, token in enumerate(fresh, len(before))}
     known = {_pair(merge) for merge in model["merges"]}
     merges = [merge for merge in map(_pair, theirs["merges"]) if merge not in known]
     usable = [m for m in merges if m[0] in vocab and m[1] in vocab and "".join(m) in vocab]

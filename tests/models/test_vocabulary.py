@@ -124,8 +124,9 @@ def test_words_make_tokens_by_their_counts(tmp_path):
             return [np.array([self.words.index(c) + 1 for c in t if c in self.words], np.int32) for t in texts]
 
     np.savez(tmp_path / "v.npz", words=["ab", "aa", "b"], vectors=np.eye(3), counts=[1, 3, 5])
-    vectors_VxA, has_V = read_vectors(str(tmp_path / "v.npz"), "f").of_tokens(Letters("a", "b", "c"))
-    assert has_V.tolist() == [False, True, True, False]
+    vectors_VxA, has_V = read_vectors(str(tmp_path / "v.npz"), "f").of_tokens(Letters("a", "b", "c", " "))
+    assert has_V.tolist() == [False, True, True, False, True]
+    assert vectors_VxA[4] == pytest.approx([1 / 9, 3 / 9, 5 / 9])  # the blank that may stand in front of each
     assert vectors_VxA[1] == pytest.approx([1 / 4, 3 / 4, 0]) and vectors_VxA[2] == pytest.approx([1 / 6, 0, 5 / 6])
     by_rank = read_vectors(vectors(tmp_path / "v.vec", {"ab": [1, 0], "aa": [0, 1]}), "f")
     assert by_rank.of_tokens(Letters("a"))[0][1] == pytest.approx([2 / 3, 1 / 3])
@@ -220,6 +221,13 @@ def test_a_model_takes_the_new_rows_into_its_own_shapes(spec):
     if not spec.tied:
         assert np.array_equal(new["head"]["kernel"][:, :4], params["head"]["kernel"][:, :4])
         assert new["head"]["kernel"][:, 4] == pytest.approx(params["head"]["kernel"][:, [0, 1, 2, 3, 5]].mean(1))
+
+
+def test_embedding_and_head_are_drawn_apart():
+    """Also where their old rows are the same."""
+    old_VxD = matrices(7)["input"]
+    out = changed("univariate_gaussian", OLD, EXTENDED, {"input": old_VxD, "output": old_VxD})
+    assert np.abs(out["input"][6:] - out["output"][6:]).min() > 1e-4
 
 
 # ---- the convex hull ----

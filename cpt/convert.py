@@ -12,6 +12,9 @@
 
 A directory is read by its `config.json`, safetensors and tokenizer; pickles are not opened. What is exported loads in
 `transformers` and what is built on it, and has a model card that tells what the run learned and forgot.
+
+`vocabulary` gives a model another tokenizer: tokens that both have keep their rows of embedding and head, the others
+get new ones. A run can do the same when it starts, with `init.vocabulary`.
 """
 
 from __future__ import annotations

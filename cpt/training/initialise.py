@@ -6,6 +6,7 @@
 4. scratch: the model's own initialisation from the run's seed.
 
 `init.transform` then makes the run's parameters of those of 2 to 4.
+With `init.vocabulary`, 2 and 3 may be of another tokenizer than this run's.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from cpt.data.tokenizers._base import TokenizerSpec
 from cpt.errors import ConfigError, nearest
 from cpt.models.rope import RopeSpec
 from cpt.models.spec import DecoderSpec
+from cpt.models.vocabulary.spec import VocabularySpec
 from cpt.schedules.hyper import FollowSpec
 from cpt.schedules.spec import LRSpec
 from cpt.schedules.trunk import AnnealSpec, BranchSpec
@@ -380,6 +381,7 @@ probe = partial(section, ProbeSpec)
 checkpoints = partial(section, CheckpointSpec)
 init = partial(section, InitSpec)
 transform = partial(section, TransformSpec)
+vocabulary = partial(section, VocabularySpec)
 branch = partial(section, BranchSpec)
 anneal = partial(section, AnnealSpec)
 guard = partial(section, GuardSpec)

@@ -6,9 +6,15 @@
     python -m cpt.convert export --workdir=runs/demo-3f9c2a71 --step=400 --out=models/demo-400
     python -m cpt.convert grow --hf=models/pythia-160m --kind=hypercloning --width=1536 --out=models/pythia-160m-wide
     python -m cpt.convert grow --list                                          # the ways to grow, shrink or average
+    python -m cpt.convert vocabulary --hf=models/pythia-160m --tokenizer=models/german --out=models/pythia-160m-german
+    python -m cpt.convert vocabulary --workdir=runs/demo-3f9c2a71 --tokenizer=german --extend --method=focus \\
+        --auxiliary=german.vec --out=models/demo-german                        # keeps every old token
 
 A directory is read by its `config.json`, safetensors and tokenizer; pickles are not opened. What is exported loads in
 `transformers` and what is built on it, and has a model card that tells what the run learned and forgot.
+
+`vocabulary` gives a model another tokenizer: tokens that both have keep their rows of embedding and head, the others
+get new ones. A run can do the same when it starts, with `init.vocabulary`.
 """
 
 from __future__ import annotations
@@ -27,11 +33,19 @@ from cpt.errors import ConfigError, UserError, nearest
 from cpt.models import convert
 from cpt.models.rope import KINDS
 from cpt.models.spec import DecoderSpec, parameter_count
+from cpt.models.vocabulary.spec import ROOM, VocabularySpec
+from cpt.registry import available
 from cpt.rooms import show_rooms
 from cpt.sections import to_dict
 from cpt.units import human
 
-COMMANDS = ("inspect", "import", "export", "grow")
+COMMANDS = ("inspect", "import", "export", "grow", "vocabulary")
+REQUIRED = {
+    "import": ("hf", "out"),
+    "export": ("workdir", "out"),
+    "grow": ("kind", "out"),
+    "vocabulary": ("tokenizer", "out"),
+}
 SHOWN = ("layers", "width", "heads", "kv_heads", "head_dim", "ff_dim", "vocab_size", "context")
 
 
@@ -54,15 +68,33 @@ def define_flags(command: str) -> None:
             )
         flags.DEFINE_float("norm_eps", None, "Of the result; as in the source.")
         flags.DEFINE_bool("list", False, "Show the methods and stop.")
+    if command == "vocabulary":
+        define_vocabulary_flags()
     flags.DEFINE_string("workdir", None, "Run directory.")
     flags.DEFINE_integer("step", None, "Which of its checkpoints; the newest by default.", lower_bound=0)
     flags.DEFINE_string("out", None, "Folder to make.")
     flags.DEFINE_enum("dtype", "float32", list(convert.DTYPES), "Of the stored tensors.")
     flags.DEFINE_integer("shard_bytes", convert.SHARD_BYTES, "Largest file of tensors.", lower_bound=1)
-    flags.DEFINE_string(
-        "tokenizer", None, "tokenizer.json, or its folder; 'none' for none; by default that of the run."
-    )
+    told = "'none' for none; by default that of the run." if command != "vocabulary" else "the new one."
+    flags.DEFINE_string("tokenizer", None, f"tokenizer.json, or its folder; {told}")
     flags.DEFINE_bool("overwrite", False, "Replace the folder if it is there.")
+
+
+def define_vocabulary_flags() -> None:
+    """Those that `vocabulary` has beside the ones of `export`."""
+    methods = ", ".join(available(ROOM))
+    flags.DEFINE_string("hf", None, "Hugging Face directory of the model, in place of --workdir.")
+    flags.DEFINE_string("tokenizer_of", None, "The model's own tokenizer, where it is not beside it.")
+    flags.DEFINE_string("method", "gaussian", f"How new rows are made: {methods}, or package.module:name.")
+    flags.DEFINE_bool("extend", False, "Keep the old tokenizer and add the tokens of --tokenizer, both BPE.")
+    flags.DEFINE_enum("copy", "overlap", ["overlap", "special"], "Which tokens that both have keep their row.")
+    flags.DEFINE_string("auxiliary", None, "Word vectors of the new tokens: .vec or .npz (focus, wechsel).")
+    flags.DEFINE_string("auxiliary_of_old", None, "Those of the old language (wechsel).")
+    flags.DEFINE_string("dictionary", None, "Pairs of words, a tab between, that rotate the latter (wechsel).")
+    flags.DEFINE_string("text", None, "Text of the new kind: a file, or a folder of .txt files (convex_hull).")
+    flags.DEFINE_integer("seed", 0, "Of all draws.", lower_bound=0)
+    flags.DEFINE_multi_string("option", [], "name=number of the method, e.g. neighbours=5; may be given again.")
+    flags.DEFINE_integer("multiple", 1, "The model gets a multiple of so many rows.", lower_bound=1)
 
 
 def main(command: str, argv: list[str]) -> int:
@@ -75,7 +107,9 @@ def main(command: str, argv: list[str]) -> int:
     if command == "grow" and given.list:
         show_rooms({"init.transform.kind": "cpt.models.initialisers"})
         return 0
-    for name in {"import": ("hf", "out"), "export": ("workdir", "out"), "grow": ("kind", "out")}[command]:
+    if command == "vocabulary" and bool(given.hf) == bool(given.workdir):
+        raise ConfigError("vocabulary: give the model, either --hf=DIR or --workdir=RUN (see --help)")
+    for name in REQUIRED[command]:
         if not getattr(given, name):
             raise ConfigError(f"--{name}: required (see --help)")
     if command == "grow":
@@ -86,6 +120,8 @@ def main(command: str, argv: list[str]) -> int:
         exchange.import_model(Path(given.hf), Path(given.out), print)
         print(f"wrote {given.out}; start from it with --config.init.from_run={given.out}")
         return 0
+    if command == "vocabulary":
+        return change_vocabulary()
     asked = exchange.Export(given.dtype, given.shard_bytes, given.tokenizer, given.overwrite)
     saved = exchange.export_run(Path(given.workdir), given.step, Path(given.out), asked, print)
     print(f"wrote {given.out} from checkpoint {saved}")
@@ -103,6 +139,32 @@ def grow(given: flags.FlagValues) -> int:
     growth = growing.Growth(given.kind, sizes, options, models)
     asked = exchange.Export(given.dtype, given.shard_bytes, given.tokenizer, given.overwrite)
     growing.grow_model(Path(given.hf or given.workdir), given.step, Path(given.out), growth, asked, print)
+    print(f"wrote {given.out}; start from it with --config.init.from_hf={given.out}")
+    return 0
+
+
+def change_vocabulary() -> int:
+    """`vocabulary`: a model that gets another tokenizer, from the flags."""
+    from cpt.training import exchange, vocabulary
+
+    given, where = flags.FLAGS, "--"
+    options: dict[str, float] = {}
+    for text in given.option:
+        name, _, value = text.partition("=")
+        try:
+            options[name] = float(value)
+        except ValueError as e:
+            raise ConfigError(f"--option={text}: give a name and a number, e.g. --option=neighbours=5") from e
+    fields = ("method", "tokenizer_of", "copy", "auxiliary", "auxiliary_of_old", "dictionary", "text", "seed")
+    spec = VocabularySpec(**{name: getattr(given, name) for name in fields}, options=options)
+    if given.hf:
+        brought = vocabulary.of_folder(given.hf, given.tokenizer_of, where)
+    else:
+        saved = exchange.checkpoint_of_run(Path(given.workdir), given.step)
+        brought = vocabulary.of_run(given.workdir, saved, given.tokenizer_of, where)
+    export = exchange.Export(given.dtype, given.shard_bytes, None, given.overwrite)
+    change = vocabulary.Change(Path(given.tokenizer).expanduser(), given.extend, given.multiple, export)
+    vocabulary.change_vocabulary(brought, spec, change, Path(given.out), print)
     print(f"wrote {given.out}; start from it with --config.init.from_hf={given.out}")
     return 0
 

@@ -149,7 +149,7 @@ def _evaluation(
         mix = decided_mix(plan, data, check_data(plan, data), workdir, plan.total_steps)
         return host_batches(plan, data, mix)[step]
 
-    restored = lambda step: params_at(plan, checkpoints, step, model, abstract)  # noqa: E731
+    restored = lambda step: params_at(plan, checkpoints, step, model, abstract, tokenizer)  # noqa: E731
     return build_evaluation(plan, data, model, batch, batch_of, restored), tokenizer
 
 

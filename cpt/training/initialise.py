@@ -6,6 +6,7 @@
 4. scratch: the model's own initialisation from the run's seed.
 
 `init.transform` then makes the run's parameters of those of 2 to 4.
+With `init.vocabulary`, 2 and 3 may be of another tokenizer than this run's.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from cpt.models import base, convert
 from cpt.models.spec import MAY_DIFFER
 from cpt.plan import RunPlan
 from cpt.sections import to_dict
+from cpt.training import vocabulary
 from cpt.training.checkpoint import FULL_KINDS, Checkpoints, DamagedCheckpoint, Saved, read_meta, restore
 from cpt.training.guard import Guard, Incident
 from cpt.training.machine import Machine
@@ -55,6 +57,8 @@ def initial_state(
     init, opt_state, at, meta = spec.init, None, 0, None
     if init.transform is not None:
         params, said = transformed(spec, abstract.params, tokenizer.hash if tokenizer is not None else None)
+    elif init.vocabulary.method is not None:
+        params, said = _with_vocabulary(spec, tokenizer, abstract.params, say)
     elif init.from_run:
         (saved,) = _decided(lambda: [checkpoint_of(init)])
         _check_same_model(Path(init.from_run), saved, spec, tokenizer.hash if tokenizer is not None else None)
@@ -82,6 +86,22 @@ def _from_hugging_face(folder: str, spec: RunSpec, abstract: Any) -> Any:
     theirs, ours = to_dict(convert.read_spec(folder)), to_dict(spec.model)
     _check_fields("init.from_hf", folder, theirs, ours)
     return convert.read(folder, placing(abstract))[1]
+
+
+def _with_vocabulary(
+    spec: RunSpec, tokenizer: Tokenizer | None, abstract: Any, say: Callable[[str], None]
+) -> tuple[Any, str]:
+    """Parameters of another tokenizer's model, with rows for the tokens of this run's; and what was done, in words."""
+    init = spec.init
+    given, where, ours = init.vocabulary.tokenizer_of, "init.vocabulary.", to_dict(spec.model)
+    if init.from_run:
+        (saved,) = _decided(lambda: [checkpoint_of(init)])
+        field, brought = "init.from_run", vocabulary.of_run(init.from_run, saved, given, where)
+    else:
+        field, brought = "init.from_hf", vocabulary.of_folder(init.from_hf, given, where)
+    _check_fields(field, brought.place, to_dict(brought.spec) | {"vocab_size": spec.model.vocab_size}, ours)
+    params = vocabulary.changed(brought, init.vocabulary, tokenizer, spec.model.vocab_size, abstract, say)
+    return params, f"initialised params from {brought.place}, with the vocabulary of this run's tokenizer"
 
 
 def checkpoint_of(init: InitSpec) -> Saved:
@@ -123,8 +143,18 @@ def _check_fields(field: str, place: Any, theirs: dict[str, Any], ours: dict[str
             )
 
 
-def params_at(plan: RunPlan, checkpoints: Checkpoints, step: int, model: base.Model, abstract: State) -> Any:
+def params_at(
+    plan: RunPlan,
+    checkpoints: Checkpoints,
+    step: int,
+    model: base.Model,
+    abstract: State,
+    tokenizer: Tokenizer | None = None,
+) -> Any:
     """The parameters that the run had at `step`: from its checkpoints, or at step 0 from where it was initialised.
+
+    Args:
+      tokenizer: of the run, for one that began with another vocabulary.
 
     Raises:
       RunError: there is no sound checkpoint of that step.
@@ -133,6 +163,8 @@ def params_at(plan: RunPlan, checkpoints: Checkpoints, step: int, model: base.Mo
     init = plan.spec.init
     if step == 0 and init.transform is not None:
         return transformed(plan.spec, abstract.params, None)[0]
+    if step == 0 and init.vocabulary.method is not None:
+        return _with_vocabulary(plan.spec, tokenizer, abstract.params, lambda line: None)[0]
     if step == 0 and not init.from_run:
         if init.from_hf:
             return _from_hugging_face(init.from_hf, plan.spec, abstract.params)

@@ -74,7 +74,7 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
     evaluation = build_evaluation(
         plan, data, machine.model, NamedSharding(mesh, BATCH),
         batch_of=lambda step: host_batches(plan, data, ledger.mix, rows)[step],
-        params_at=lambda step: params_at(plan, checkpoints, step, machine.model, machine.abstract),
+        params_at=lambda step: params_at(plan, checkpoints, step, machine.model, machine.abstract, data.tokenizer),
     )  # fmt: skip
     progress = TrainingProgress(plan, console)
     with stopping_says_what_is_safe(checkpoints, workdir):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from cpt import registry
 from cpt.errors import ConfigError
+from cpt.models.vocabulary.spec import VocabularySpec
 from cpt.units import Duration
 
 
@@ -45,6 +46,7 @@ class InitSpec:
       what: `params`; `params+opt`, with the optimizer's moments; `all`, with the position as well: the run is a child
         that goes on at that step of its own plan, whose past must be that of `from_run`.
       transform: what is done to the parameters before the run starts with them.
+      vocabulary: how that model gets the tokens of this run's tokenizer, where they are others than its own.
     """
 
     from_run: str | None = None
@@ -52,6 +54,7 @@ class InitSpec:
     step: int | None = None
     what: Literal["params", "params+opt", "all"] = "params"
     transform: TransformSpec | None = None
+    vocabulary: VocabularySpec = VocabularySpec()
 
     def __post_init__(self):
         if self.from_run is not None and self.from_hf is not None:
@@ -70,6 +73,15 @@ class InitSpec:
                 f"init.transform: '{self.transform.kind}' makes other parameters, which the optimizer state of "
                 f"init.what={self.what} is not of; leave init.what"
             )
+        if self.vocabulary.method is not None:
+            if self.from_run is None and self.from_hf is None:
+                raise ConfigError("init.vocabulary: a model from scratch has none to change; give from_run or from_hf")
+            if self.what != "params":
+                raise ConfigError(
+                    f"init.vocabulary: init.what={self.what} brings moments of rows that change; set what=params"
+                )
+            if self.transform is not None:
+                raise ConfigError("init: vocabulary and transform; do one with `python -m cpt.convert`, the other here")
 
     @property
     def brings_optimizer(self) -> bool:

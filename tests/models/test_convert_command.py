@@ -105,7 +105,8 @@ def test_the_commands_answer_mistakes_in_one_line(tmp_path):
     assert run("exprt") == (
         2,
         "",
-        "config error: exprt: no such command; did you mean 'export'?  (there are: inspect, import, export, grow)\n",
+        "config error: exprt: no such command; did you mean 'export'?  (there are: inspect, import, export, grow, "
+        "vocabulary)\n",
     )
     code, _, err = run("inspect", tmp_path / "none")
     assert code == 2 and "no such folder" in err and err.count("\n") == 1

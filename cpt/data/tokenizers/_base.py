@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -39,6 +39,20 @@ class TokenizerSpec:
     path: str | None = None
     max_bytes: int | None = None
     eod_token: str | None = None
+
+
+class Piece(NamedTuple):
+    """What an id stands for, in a form that tokenizers of all kinds share.
+
+    Attributes:
+      name: as its tokenizer spells it: `"Ġthe"`, `"▁the"`, `"<0x0A>"`, `"</s>"`.
+      text: its UTF-8 bytes in a text, `b" the"`, which may be a part of a character; of a special token empty.
+      role: `"byte"` is a byte that stands in where there is no piece for a character.
+    """
+
+    name: str
+    text: bytes
+    role: Literal["text", "byte", "special"] = "text"
 
 
 class Tokenizer(Protocol):
@@ -73,6 +87,10 @@ class Tokenizer(Protocol):
         that changes text first, as Pythia's does with NFC or one that puts a blank in front, is counted after that.)
         `None` if it is not byte-level, because an id then has no fixed number of bytes.
         """
+        ...
+
+    def pieces(self) -> list[Piece | None]:
+        """What each id stands for, `[vocab_size]`; None for an unused id."""
         ...
 
     def save(self, path: str | Path) -> None:

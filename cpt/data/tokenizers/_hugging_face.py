@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
-from cpt.data.tokenizers._base import EOD_NAMES, content_hash
+from cpt.data.tokenizers._base import EOD_NAMES, Piece, content_hash
 from cpt.errors import DataError, nearest
 
 
@@ -67,6 +68,15 @@ class HuggingFaceTokenizer:
         lengths[self.eod_id] = 0
         return lengths
 
+    def pieces(self) -> list[Piece | None]:
+        piece_of, out = _reader(self._content), [None] * self.vocab_size
+        for name, i in self._tokenizer.get_vocab(with_added_tokens=False).items():
+            out[i] = piece_of(name)
+        for i, token in self._tokenizer.get_added_tokens_decoder().items():
+            special = token.special or i == self.eod_id
+            out[i] = Piece(token.content, b"", "special") if special else Piece(token.content, token.content.encode())
+        return out
+
     def save(self, path: str | Path) -> None:
         Path(path).write_text(json.dumps(self._content, ensure_ascii=False), encoding="utf-8")
 
@@ -92,3 +102,28 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         yield pre_tokenizer
         for step in pre_tokenizer.get("pretokenizers", []):
             yield from _steps(step)
+
+
+def _reader(content: dict[str, Any]) -> Callable[[str], Piece]:
+    """How the entries of a vocabulary spell text: in characters for bytes, after `##`, or with U+2581 for a blank."""
+    if _is_byte_level(content):
+        alphabet = ByteLevel.alphabet()
+        # Bytes that print stand for themselves; the others follow each other from U+0100.
+        moved = sorted(c for c in alphabet if ord(c) > 0xFF), (b for b in range(256) if chr(b) not in alphabet)
+        byte_of = {c: ord(c) for c in alphabet if ord(c) <= 0xFF} | dict(zip(*moved, strict=True))
+        return lambda name: Piece(
+            name, bytes(byte_of[c] for c in name) if byte_of.keys() >= set(name) else name.encode()
+        )
+    if content["model"].get("type") == "WordPiece":
+        inside = content["model"].get("continuing_subword_prefix") or "##"
+        return lambda name: Piece(
+            name, name.removeprefix(inside).encode() if name.startswith(inside) else f" {name}".encode()
+        )
+    falls_back = bool(content["model"].get("byte_fallback"))
+
+    def read(name: str) -> Piece:
+        if falls_back and re.fullmatch("<0x[0-9A-F]{2}>", name):
+            return Piece(name, bytes([int(name[1:-1], 16)]), "byte")
+        return Piece(name, name.replace("\u2581", " ").encode())
+
+    return read

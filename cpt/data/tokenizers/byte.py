@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cpt.data.tokenizers._base import END_OF_DOCUMENT, Documents, TokenizerSpec, content_hash
+from cpt.data.tokenizers._base import END_OF_DOCUMENT, Documents, Piece, TokenizerSpec, content_hash
 
 
 class ByteTokenizer:
@@ -33,6 +33,10 @@ class ByteTokenizer:
 
     def token_bytes(self) -> np.ndarray:
         return (np.arange(self.vocab_size) < 256).astype(np.int32)
+
+    def pieces(self) -> list[Piece | None]:
+        own = [Piece(name, bytes([b])) for b, name in enumerate(_byte_characters())]
+        return [*own, Piece(END_OF_DOCUMENT, b"", "special")]
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(json.dumps(_tokenizer_json(), ensure_ascii=False), encoding="utf-8")

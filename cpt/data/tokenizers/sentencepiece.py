@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cpt.data.tokenizers._base import EOD_NAMES, Documents, TokenizerSpec, content_hash
+from cpt.data.tokenizers._base import EOD_NAMES, Documents, Piece, TokenizerSpec, content_hash
 from cpt.errors import ConfigError, DataError, nearest
 
 KEY = "sentencepiece"  # in a tokenizer.json, of the base64 of the model
@@ -77,6 +77,19 @@ class SentencePieceTokenizer:
         lengths = [1 if model.is_byte(i) else len(model.id_to_piece(i).replace(BLANK, " ").encode()) for i in ids]
         for_no_text = [model.is_control(i) or model.is_unknown(i) or model.is_unused(i) for i in ids]
         return np.where(for_no_text, 0, lengths).astype(np.int32)
+
+    def pieces(self) -> list[Piece | None]:
+        return [self._piece(i) for i in range(self.vocab_size)]
+
+    def _piece(self, i: int) -> Piece | None:
+        model, name = self._model, self._model.id_to_piece(i)
+        if model.is_unused(i):
+            return None
+        if model.is_control(i) or model.is_unknown(i):
+            return Piece(name, b"", "special")
+        if model.is_byte(i):
+            return Piece(name, bytes([int(name[1:-1], 16)]), "byte")
+        return Piece(name, name.replace(BLANK, " ").encode())
 
     def save(self, path: str | Path) -> None:
         """Write the model into a `tokenizer.json`, which `load` knows (other tools do not)."""

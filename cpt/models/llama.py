@@ -134,7 +134,8 @@ class llama(nnx.Module):
     def decode(self, tokens_BxT: jax.Array, cache: Cache) -> jax.Array:
         """Hidden states [B, T, d] of the tokens that follow those in `cache`, which then holds them as well."""
         batch, x_NxD = len(tokens_BxT), by_token(self.embed(tokens_BxT.reshape(-1)))
-        rotary = cache.turns(rotary_table(cache.capacity, self.spec.head_dim, self.spec.rotary_base, self.spec.rope), tokens_BxT.shape[1])
+        table = rotary_table(cache.capacity, self.spec.head_dim, self.spec.rotary_base, self.spec.rope)
+        rotary = cache.turns(table, tokens_BxT.shape[1])
         for i in range(self.spec.layers):
             x_NxD = by_token(self.layers[str(i)](x_NxD, rotary, batch, None, cache.recall(i)))
         return self.ln_final(x_NxD).reshape(*tokens_BxT.shape, -1)

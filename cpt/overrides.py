@@ -60,6 +60,11 @@ def config_argument(argv: list[str]) -> str | None:
     return None
 
 
+def config_files(argument: str) -> list[str]:
+    """The recipes `FILE.py[:ARGUMENT]` in a list of them; an ARGUMENT may hold commas of its own."""
+    return re.split(r",(?=[^,:]*\.py(?:[,:]|$))", argument)
+
+
 def check_loaded(config: Any, argument: str) -> None:
     """Raise what `ml_collections` put off when it loaded the config file.
 

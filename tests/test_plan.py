@@ -71,6 +71,8 @@ def planned(toy_root):
         ("infinite_schedule.py", "infinite"),
         ("infinite_schedule.py", "cosine"),
         ("data_mixing.py", None),
+        ("continue_pythia.py", None),
+        ("continue_llama.py", None),
         *(("stability_gap.py", s) for s in ("full", "subset", "quality", "mixture_fixed", "mixture_dynamic")),
     ],
 )
@@ -88,6 +90,8 @@ def test_no_recipe_is_forgotten():
         "infinite_schedule.py",
         "data_mixing.py",
         "stability_gap.py",
+        "continue_pythia.py",
+        "continue_llama.py",
     }
 
 

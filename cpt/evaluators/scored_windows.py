@@ -1,7 +1,8 @@
 """Ask a model about texts of many lengths through a function of few shapes: likelihoods and greedy continuations.
 
 A request is padded to one of a few lengths and a pass to a fixed number of rows, so that the model compiles once per
-length. Padding lies behind what is asked about, where a causal model cannot see it, so it needs no mask.
+length. Padding lies behind what is asked about, where a causal model cannot see it, so it needs no mask. A continuation
+is made with kept keys and values where the model has them, else by running the whole prefix again for each token.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from jax.sharding import Sharding
 
 from cpt.data.tokenizers._base import Tokenizer
 from cpt.models.base import Model
+from cpt.models.generation import can_generate, generate, padded
 from cpt.objectives.cross_entropy import LOGITS_AT_ONCE
 
 Scores = Callable[[np.ndarray], tuple[Any, Any]]
@@ -26,7 +28,9 @@ int32 `[R, L]`, the likeliest token in the place of each of them. The last token
 Request = tuple[Sequence[int], Sequence[int]]
 """(context, continuation): ids that are given, at least one, and ids that are scored."""
 
-SHORTEST = 32  # tokens; shorter rows would save nothing and be one more shape to compile
+Follow = Callable[[Sequence[Sequence[int]], Sequence[int]], Iterator[np.ndarray]]
+"""Prompts and how many tokens each wants -> the likeliest next id of each, int32 `[R]`, one after the other; what a row
+gets beyond what it wants has no meaning."""
 
 
 def model_scores(model: Model, params: Any, sharding: Sharding | None = None) -> Scores:
@@ -58,6 +62,13 @@ def model_scores(model: Model, params: Any, sharding: Sharding | None = None) ->
     return scores
 
 
+def model_follow(model: Model, params: Any, sharding: Sharding | None = None) -> Follow | None:
+    """The `Follow` of a model, None of one whose family keeps no keys and values; arguments as of `model_scores`."""
+    if not can_generate(model):
+        return None
+    return lambda prompts, tokens: generate(model, params, prompts, tokens, sharding=sharding)
+
+
 @dataclass(frozen=True)
 class HarnessModel:
     """A model that can be asked, and nothing of where it comes from.
@@ -67,12 +78,14 @@ class HarnessModel:
       tokenizer: of the model; its `eod_id` stands before a text that nothing else stands before.
       context: longest row that `scores` takes, in tokens.
       rows: of a pass.
+      follow: see `Follow`; without it `scores` are asked for each token of a continuation.
     """
 
     scores: Scores
     tokenizer: Tokenizer
     context: int
     rows: int = 16
+    follow: Follow | None = None
 
     def loglikelihoods(
         self, requests: Sequence[Request], progress: Callable[[int], Any] = lambda n: None
@@ -100,7 +113,7 @@ class HarnessModel:
         return [(0.0 - float(n), bool(g)) for n, g in zip(nats, greedy, strict=True)]
 
     def continuations(self, prompts: Sequence[Sequence[int]], wanted: Sequence[Stop]) -> list[str]:
-        """The greedy continuation of each prompt, of one id at least; the whole prefix is run again for each token.
+        """The greedy continuation of each prompt, of one id at least.
 
         A prompt is cut on the left to what fits beside the tokens that are asked for.
         """
@@ -109,29 +122,44 @@ class HarnessModel:
         for group in self._groups(order):
             limits = [min(wanted[i].tokens, self.context - 1) for i in group]
             ids = [list(prompts[i][limit - self.context :]) for i, limit in zip(group, limits, strict=True)]
-            firsts = [len(row) for row in ids]
+            new: list[list[int]] = [[] for _ in group]
             going = [r for r, limit in enumerate(limits) if limit > 0]
-            while going:
-                # One more id at the end: of a window the last is a target only.
-                _, best_RxL = self._pass([[*ids[r], 0] for r in going])
-                for row, best_L in zip(going, best_RxL, strict=False):
-                    ids[row].append(int(best_L[len(ids[row]) - 1]))
+            for next_R in self._following(ids, limits) if going else ():
                 still = []
                 for r in going:
-                    new, stop = ids[r][firsts[r] :], wanted[group[r]]
-                    ended = new[-1] == self.tokenizer.eod_id
-                    texts[group[r]] = text = self.tokenizer.decode(new[:-1] if ended else new)
-                    if not (ended or len(new) >= limits[r] or any(s in text for s in stop.strings)):
+                    new[r].append(int(next_R[r]))
+                    ended, stop = new[r][-1] == self.tokenizer.eod_id, wanted[group[r]]
+                    texts[group[r]] = text = self.tokenizer.decode(new[r][:-1] if ended else new[r])
+                    if not (ended or len(new[r]) >= limits[r] or any(s in text for s in stop.strings)):
                         still.append(r)
-                going = still
+                if not (going := still):
+                    break
         return [wanted[i].cut(text) for i, text in enumerate(texts)]
+
+    def _following(self, prompts: list[list[int]], limits: list[int]) -> Iterator[np.ndarray]:
+        """The next id of each row of a group, over and over."""
+        if self.follow is not None:
+            empty = self.rows - len(prompts)  # a smaller last group would be a shape of its own
+            return self.follow([*prompts, *[[self.tokenizer.eod_id]] * empty], [*limits, *[1] * empty])
+        return self._rerun(prompts, limits)
+
+    def _rerun(self, prompts: list[list[int]], limits: list[int]) -> Iterator[np.ndarray]:
+        """`follow` of a model of which only `scores` are known."""
+        ids, ends = [list(p) for p in prompts], [len(p) + n for p, n in zip(prompts, limits, strict=True)]
+        for _ in range(max(limits)):
+            # One more id at the end: of a window the last is a target only.
+            _, best_RxL = self._pass([[*row, 0] for row in ids])
+            next_R = np.array([best_L[len(row) - 1] for row, best_L in zip(ids, best_RxL, strict=False)])
+            for row, end, best in zip(ids, ends, next_R.tolist(), strict=True):
+                row += [best] if len(row) < end else []
+            yield next_R
 
     def _groups(self, items: list[Any]) -> Iterator[list[Any]]:
         return (items[i : i + self.rows] for i in range(0, len(items), self.rows))
 
     def _pass(self, rows: list[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         """nats and best of some rows, padded to one of the shapes."""
-        length = _padded(max(len(ids) for ids in rows) - 1, self.context)
+        length = padded(max(len(ids) for ids in rows) - 1, self.context)
         windows_RxM = np.full((self.rows, length + 1), self.tokenizer.eod_id, np.int32)
         for row_M, ids in zip(windows_RxM, rows, strict=False):
             row_M[: len(ids)] = ids
@@ -160,11 +188,3 @@ def windows(given: Sequence[int], asked: Sequence[int], context: int) -> Iterato
     for first in range(len(given), len(ids), context):
         end = min(first + context, len(ids))
         yield ids[max(0, end - context - 1) : end], end - first
-
-
-def _padded(length: int, context: int) -> int:
-    """The smallest of 32, 64, 128, ..., `context` that holds `length`."""
-    size = SHORTEST
-    while size < length:
-        size *= 2
-    return min(size, context)

@@ -76,11 +76,12 @@ def attend(
         if segments_BxL is not None:
             same = segments_BxL[:, None, start:stop, None] == segments_BxL[:, None, None, :stop]
             visible = visible & same
-        rows.append(_softmax_mix(q_BxHxLxK[:, :, start:stop], k_BxHxLxK[:, :, :stop], v_BxHxLxK[:, :, :stop], visible))
+        rows.append(softmax_mix(q_BxHxLxK[:, :, start:stop], k_BxHxLxK[:, :, :stop], v_BxHxLxK[:, :, :stop], visible))
     return rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=2)
 
 
-def _softmax_mix(q_BxHxQxK: jax.Array, k_BxHxSxK: jax.Array, v_BxHxSxK: jax.Array, visible: jax.Array) -> jax.Array:
+def softmax_mix(q_BxHxQxK: jax.Array, k_BxHxSxK: jax.Array, v_BxHxSxK: jax.Array, visible: jax.Array) -> jax.Array:
+    """One block of `attend`: queries against keys, of which each sees those where `visible` [Q, S] or [B, 1, Q, S]."""
     if grouped := q_BxHxQxK.shape[1] != k_BxHxSxK.shape[1]:
         shape = q_BxHxQxK.shape
         q_BxHxQxK = q_BxHxQxK.reshape(shape[0], k_BxHxSxK.shape[1], -1, *shape[2:])

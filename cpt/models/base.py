@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from cpt.errors import ConfigError
 from cpt.models import layout
+from cpt.models.cache import Cache
 from cpt.models.spec import DecoderSpec
 from cpt.registry import find
 
@@ -63,6 +64,18 @@ class Model:
         """
         with layout.over(self.mesh):
             return self._bound(params, tokens_BxL)(tokens_BxL, segments_BxL)
+
+    def decode(self, params: Params, tokens_BxT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Hidden states of the next tokens of rows whose earlier ones are in `cache`; as `apply`.
+
+        Only of families whose module has a method of this name. `used_B` is left as it is: how many of the tokens are
+        no padding, the caller knows.
+
+        Returns:
+          hidden_BxTxD, and the cache with these tokens in it.
+        """
+        with layout.over(self.mesh):
+            return self._bound(params, tokens_BxT).decode(tokens_BxT, cache), cache
 
     def attention_inputs(
         self, params: Params, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None

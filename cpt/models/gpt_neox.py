@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cpt.models.attention import attend, rotary_table, rotate
+from cpt.models.cache import Cache, Recall
 from cpt.models.layers import Embed, Head, Linear, deviations
 from cpt.models.layout import by_token
 from cpt.models.spec import ModelSpec
@@ -46,11 +47,13 @@ class Attention(nnx.Module):
         self.qkv = Linear(rngs, (d, heads, 3, head_dim), ("embed", "heads", None, "head_dim"), std_in, dtype)
         self.out = Linear(rngs, (heads, head_dim, d), ("heads", "head_dim", "embed"), std_out, dtype, inputs=2)
 
-    def __call__(self, x_NxD: jax.Array, rotary: tuple, batch: int, segments_BxL: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x_NxD: jax.Array, rotary: tuple, batch: int, segments_BxL: jax.Array | None, recall: Recall = attend
+    ) -> jax.Array:
         qkv_NxHx3xK = self.qkv(x_NxD)
         qkv_BxLxHx3xK = qkv_NxHx3xK.reshape(batch, -1, *qkv_NxHx3xK.shape[1:])
         q, k, v = qkv_BxLxHx3xK.transpose(3, 0, 2, 1, 4)
-        mixed_BxHxLxK = attend(rotate(q, *rotary), rotate(k, *rotary), v, segments_BxL)
+        mixed_BxHxLxK = recall(rotate(q, *rotary), rotate(k, *rotary), v, segments_BxL)
         return self.out(mixed_BxHxLxK.transpose(0, 2, 1, 3).reshape(x_NxD.shape))
 
 
@@ -75,8 +78,10 @@ class Block(nnx.Module):
         self.attention = Attention(rngs, spec, std_in, std_out)
         self.mlp = MLP(rngs, spec, std_in, std_out)
 
-    def __call__(self, x_NxD: jax.Array, rotary: tuple, batch: int, segments_BxL: jax.Array | None) -> jax.Array:
-        attended = self.attention(self.ln_attn(x_NxD), rotary, batch, segments_BxL)
+    def __call__(
+        self, x_NxD: jax.Array, rotary: tuple, batch: int, segments_BxL: jax.Array | None, recall: Recall = attend
+    ) -> jax.Array:
+        attended = self.attention(self.ln_attn(x_NxD), rotary, batch, segments_BxL, recall)
         if self.parallel:
             return x_NxD + attended + self.mlp(self.ln_mlp(x_NxD))
         x_NxD = x_NxD + attended
@@ -101,6 +106,15 @@ class gpt_neox(nnx.Module):
     def __call__(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None) -> jax.Array:
         *_, x_NxD = self.stream(tokens_BxL, segments_BxL)
         return self.ln_final(x_NxD).reshape(*tokens_BxL.shape, -1)
+
+    def decode(self, tokens_BxT: jax.Array, cache: Cache) -> jax.Array:
+        """Hidden states [B, T, d] of the tokens that follow those in `cache`, which then holds them as well."""
+        batch, x_NxD = len(tokens_BxT), by_token(self.embed(tokens_BxT.reshape(-1)))
+        table = rotary_table(cache.capacity, self.spec.rotary_dim, self.spec.rotary_base)
+        rotary = cache.turns(table, tokens_BxT.shape[1])
+        for i in range(self.spec.layers):
+            x_NxD = by_token(self.layers[str(i)](x_NxD, rotary, batch, None, cache.recall(i)))
+        return self.ln_final(x_NxD).reshape(*tokens_BxT.shape, -1)
 
     def attention_inputs(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None) -> list[jax.Array]:
         """What the fused projection of each block multiplies: its input after the norm, [B, L, d]."""

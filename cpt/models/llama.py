@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cpt.models.attention import attend, rotary_table, rotate
+from cpt.models.cache import Cache, Recall
 from cpt.models.layers import Axes, Embed, Head, Linear, deviations
 from cpt.models.layout import by_token
 from cpt.models.llama_spec import LlamaSpec
@@ -59,12 +60,14 @@ class Attention(nnx.Module):
         shape, axes = (spec.heads, head_dim, d), ("heads", "head_dim", "embed")
         self.out = Linear(rngs, shape, axes, std_out, spec.compute_dtype, inputs=2, bias=spec.bias == "attention")
 
-    def __call__(self, x_NxD: jax.Array, rotary: tuple, batch: int, segments_BxL: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x_NxD: jax.Array, rotary: tuple, batch: int, segments_BxL: jax.Array | None, recall: Recall = attend
+    ) -> jax.Array:
         q, k, v = self.q(x_NxD), self.k(x_NxD), self.v(x_NxD)
         if self.normed:
             q, k = self.norm_q(q), self.norm_k(k)
         q, k, v = (t.reshape(batch, -1, *t.shape[1:]).transpose(0, 2, 1, 3) for t in (q, k, v))
-        mixed_BxHxLxK = attend(rotate(q, *rotary), rotate(k, *rotary), v, segments_BxL)
+        mixed_BxHxLxK = recall(rotate(q, *rotary), rotate(k, *rotary), v, segments_BxL)
         return self.out(mixed_BxHxLxK.transpose(0, 2, 1, 3).reshape(len(x_NxD), -1))
 
 
@@ -100,8 +103,10 @@ class Block(nnx.Module):
         """What queries, keys and values are projections of."""
         return self.ln_attn(x_NxD) if self.before else x_NxD
 
-    def __call__(self, x_NxD: jax.Array, rotary: tuple, batch: int, segments_BxL: jax.Array | None) -> jax.Array:
-        attended = self.attention(self.attention_input(x_NxD), rotary, batch, segments_BxL)
+    def __call__(
+        self, x_NxD: jax.Array, rotary: tuple, batch: int, segments_BxL: jax.Array | None, recall: Recall = attend
+    ) -> jax.Array:
+        attended = self.attention(self.attention_input(x_NxD), rotary, batch, segments_BxL, recall)
         x_NxD = x_NxD + (attended if self.before else self.ln_attn(attended))
         return x_NxD + (self.mlp(self.ln_mlp(x_NxD)) if self.before else self.ln_mlp(self.mlp(x_NxD)))
 
@@ -125,6 +130,15 @@ class llama(nnx.Module):
     def __call__(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None) -> jax.Array:
         *_, x_NxD = self.stream(tokens_BxL, segments_BxL)
         return self.ln_final(x_NxD).reshape(*tokens_BxL.shape, -1)
+
+    def decode(self, tokens_BxT: jax.Array, cache: Cache) -> jax.Array:
+        """Hidden states [B, T, d] of the tokens that follow those in `cache`, which then holds them as well."""
+        batch, x_NxD = len(tokens_BxT), by_token(self.embed(tokens_BxT.reshape(-1)))
+        table = rotary_table(cache.capacity, self.spec.head_dim, self.spec.rotary_base, self.spec.rope)
+        rotary = cache.turns(table, tokens_BxT.shape[1])
+        for i in range(self.spec.layers):
+            x_NxD = by_token(self.layers[str(i)](x_NxD, rotary, batch, None, cache.recall(i)))
+        return self.ln_final(x_NxD).reshape(*tokens_BxT.shape, -1)
 
     def attention_inputs(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None) -> list[jax.Array]:
         """What the projections of each block multiply: its input, after the norm if that comes before, [B, L, d]."""

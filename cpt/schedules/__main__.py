@@ -16,6 +16,7 @@ from absl import flags
 
 from cpt import cli
 from cpt.errors import ConfigError, nearest
+from cpt.overrides import config_files
 from cpt.rooms import show_rooms
 from cpt.schedules.laws import command
 from cpt.schedules.picture import terminal_picture, trajectory, write_picture
@@ -36,7 +37,7 @@ def main(overrides: list[str]) -> None:
         return
     if not given.config:
         raise ConfigError("--config: required, e.g. --config=configs/pile_to_slimpajama.py (see --help); or --list")
-    plans = {file: cli.read_plan(file, overrides) for file in given.config.split(",")}
+    plans = {file: cli.read_plan(file, overrides) for file in config_files(given.config)}
     named = [trajectory(name, plan) for name, plan in _short(plans).items()]
     if given.out:
         print(f"wrote {write_picture(named, Path(given.out))}")

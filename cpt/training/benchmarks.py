@@ -56,7 +56,7 @@ class Benchmarks:
           ConfigError: nobody knows the tokenizer; the harness is not installed.
         """
         from cpt.evaluators.harness import run_tasks
-        from cpt.evaluators.scored_windows import HarnessModel, model_scores
+        from cpt.evaluators.scored_windows import HarnessModel, model_follow, model_scores
 
         if tokenizer is None or tokenizer.eod_id is None:
             raise ConfigError("--harness: needs a tokenizer; name one with tokenizer.kind=file and tokenizer.path")
@@ -64,10 +64,11 @@ class Benchmarks:
         replicated = NamedSharding(batch.mesh, PartitionSpec())
 
         def run(params: Any, names: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
-            scores = model_scores(model.on(batch.mesh), params, batch)
+            spread = model.on(batch.mesh)
+            scores, follow = model_scores(spread, params, batch), model_follow(spread, params, batch)
             whole = lambda windows: jax.device_put(scores(windows), replicated)  # noqa: E731
             rows = -(-16 // devices) * devices
-            asked = HarnessModel(whole, tokenizer, model.spec.context, rows)
+            asked = HarnessModel(whole, tokenizer, model.spec.context, rows, follow)
             tasks = [name.removeprefix(PREFIX).removesuffix(self.asked) for name in names]
             found = run_tasks(asked, tasks, self.include_path, self.num_fewshot, self.limit)
             # A tag stands for its tasks and has no numbers of its own; its row says that it was asked.

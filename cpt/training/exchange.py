@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from cpt import __version__
 from cpt.data.tokenizers._base import load
@@ -65,8 +65,8 @@ def import_model(folder: Path, out: Path, say: Say) -> Path:
     spec = convert.read_spec(folder)
     tokenizer = hash_of(folder, say)
     say(f"reading {parameter_count(spec):,} parameters, family {spec.family}")
-    mesh = jax.make_mesh((jax.device_count(),), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
-    _, params = convert.read(folder, lambda keys, array: jax.device_put(array, _spread(mesh, array.shape)))
+    place = spread()
+    _, params = convert.read(folder, lambda keys, array: jax.device_put(array, place(array.shape)))
     prepare_workdir(out)
     with lock(out, say):
         for name in TOKENIZER_FILES:
@@ -98,15 +98,7 @@ def export_run(workdir: Path, step: int | None, out: Path, asked: Export, say: S
     """
     spec = model_of_run(workdir)
     saved = checkpoint_of_run(workdir, step)
-    model = base.build(spec)
-    mesh = jax.make_mesh((jax.device_count(),), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_spread(mesh, leaf.shape)), model.abstract()
-    )
-    try:
-        (params, _), meta = restore(saved, State(abstract, None), params_only=True)
-    except DamagedCheckpoint as e:
-        raise RunError(f"{saved.path}: {e}; choose another --step, or bring it back from a copy") from e
+    params, meta = params_of(saved, spec)
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = tokenizer_of_run(workdir, meta.get("tokenizer"), asked.tokenizer, Path(scratch))
         say(
@@ -128,6 +120,20 @@ def model_of_run(workdir: Path) -> DecoderSpec:
         return parse(DecoderSpec, stored["spec"]["model"], "model")
     except (OSError, ValueError, KeyError, TypeError, UserError) as e:
         raise RunError(f"{workdir}: its plan.json does not tell the model ({e}); give the directory of a run") from e
+
+
+def params_of(saved: Saved, spec: DecoderSpec) -> tuple[Any, dict[str, Any]]:
+    """The parameters of a checkpoint, spread over the devices, and its meta. Raises RunError where it is damaged."""
+    place = spread()
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(leaf.shape)),
+        base.build(spec).abstract(),
+    )
+    try:
+        (params, _), meta = restore(saved, State(abstract, None), params_only=True)
+    except DamagedCheckpoint as e:
+        raise RunError(f"{saved.path}: {e}; choose another --step, or bring it back from a copy") from e
+    return params, meta
 
 
 def tokenizer_of_run(workdir: Path, wanted: str | None, given: str | None, scratch: Path) -> Path | None:
@@ -218,7 +224,12 @@ def hash_of(folder: Path, say: Say) -> str | None:
         return None
 
 
-def _spread(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """Split along the first dimension that the devices divide."""
-    axis = next((i for i, n in enumerate(shape) if n % mesh.size == 0 and len(shape) > 1), None)
-    return NamedSharding(mesh, PartitionSpec(*(["fsdp" if i == axis else None for i in range(len(shape))])))
+def spread() -> Callable[[tuple[int, ...]], NamedSharding]:
+    """Where arrays of a shape lie on all devices: split along the first dimension that these divide."""
+    mesh = jax.make_mesh((jax.device_count(),), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def place(shape: tuple[int, ...]) -> NamedSharding:
+        axis = next((i for i, n in enumerate(shape) if n % mesh.size == 0 and len(shape) > 1), None)
+        return NamedSharding(mesh, PartitionSpec(*(["fsdp" if i == axis else None for i in range(len(shape))])))
+
+    return place

@@ -34,7 +34,9 @@ class Weights:
     def __init__(self, folder: Path):
         self._folder, self._stack = folder, contextlib.ExitStack()
         indexed = {} if (folder / ONE).exists() else _index(folder)
-        self._open = {name: self._enter(folder / name) for name in dict.fromkeys(indexed.values() or [ONE])}
+        self._open = {
+            name: self._stack.enter_context(_opened(folder / name)) for name in dict.fromkeys(indexed.values() or [ONE])
+        }
         self._files = {tensor: folder / name for name, file in self._open.items() for tensor in file.keys()}  # noqa: SIM118
         for tensor, name in indexed.items():
             if self._files.get(tensor) != folder / name:
@@ -70,18 +72,21 @@ class Weights:
 
     def array(self, name: str) -> np.ndarray:
         self._check_dtype(name)
-        return self._open[self._files[name].name].get_tensor(name)
+        # Opened anew: a file that stays open stays mapped, and all that was ever read of it counts as memory in use.
+        with _opened(self._files[name]) as file:
+            return file.get_tensor(name)
 
     def _slice(self, name: str) -> Any:
         return self._open[self._files[name].name].get_slice(name)
 
-    def _enter(self, file: Path) -> Any:
-        if not file.is_file():
-            raise RunError(f"{file}: is missing; fetch the whole directory again")
-        try:
-            return self._stack.enter_context(safe_open(file, framework="np"))
-        except (SafetensorError, OSError) as e:
-            raise RunError(f"{file}: not a whole safetensors file ({e}); fetch it again") from e
+
+def _opened(file: Path) -> Any:
+    if not file.is_file():
+        raise RunError(f"{file}: is missing; fetch the whole directory again")
+    try:
+        return safe_open(file, framework="np")
+    except (SafetensorError, OSError) as e:
+        raise RunError(f"{file}: not a whole safetensors file ({e}); fetch it again") from e
 
 
 def _index(folder: Path) -> dict[str, str]:

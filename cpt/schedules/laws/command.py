@@ -27,6 +27,7 @@ from rich.table import Table
 from cpt import cli
 from cpt.errors import ConfigError, DataError
 from cpt.evaluators.rows import plain, write_atomic
+from cpt.overrides import config_files
 from cpt.schedules.laws.annealing import Annealing
 from cpt.schedules.laws.cpt_law import ContinualPretraining
 from cpt.schedules.laws.curves import Curve, of_plan, read_csv, read_workdir
@@ -109,7 +110,7 @@ def _predict(given: Any, overrides: list[str]) -> None:
     table = Table(box=None, header_style="bold")
     for title in ("plan", "fit", "loss at the end"):
         table.add_column(title, justify="right" if title.startswith("loss") else "left")
-    for file in _needed((given.config or "").split(","), "config"):
+    for file in _needed(config_files(given.config or ""), "config"):
         curve = of_plan(cli.read_plan(file, overrides))
         for name, fitted in fits.items():
             loss, half = at_the_end(fitted, curve)
@@ -127,7 +128,7 @@ def _rank(given: Any, overrides: list[str]) -> None:
         raise ConfigError(f"--weights: one weight of at least 0 for each of the {len(fits)} fits, not all 0")
     weights = weights / weights.sum()
     rows = []
-    for file in _needed((given.config or "").split(","), "config"):
+    for file in _needed(config_files(given.config or ""), "config"):
         plan = cli.read_plan(file, overrides)
         curve = of_plan(plan)
         ends = [at_the_end(fitted, curve) for fitted in fits.values()]

@@ -158,6 +158,9 @@ def test_what_a_run_cannot_start_from_is_said(brought, tmp_path):
     ):
         with pytest.raises(ConfigError, match=f"init.vocabulary: {line}"):
             parse(InitSpec, c.init(**given).to_dict(), "init")
+    both = c.init(from_run=str(run), vocabulary=mean, transform=c.transform(kind="g_stack"))
+    with pytest.raises(ConfigError, match=r"init: vocabulary and transform; do one with"):
+        parse(InitSpec, both.to_dict(), "init")
 
 
 def test_the_command_writes_a_directory(brought, tmp_path):

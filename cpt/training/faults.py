@@ -30,11 +30,24 @@ def reason(error: BaseException) -> str:
     return next((words for words in _SAID if words in text), lines[0][:200])
 
 
+# Packages that speak to remote storage. What they raise, but for a file that is not there, tells of the way to it.
+_DRIVERS = ("adlfs", "aiohttp", "azure", "botocore", "gcsfs", "google", "s3fs")
+
+
+def is_storage_fault(error: BaseException) -> bool:
+    """Whether `error` comes from the driver of a remote storage: no rights, no connection, an answer it gave."""
+    return type(error).__module__.partition(".")[0] in _DRIVERS
+
+
 def is_machine_fault(error: BaseException) -> bool:
     """Whether `error` tells of the machine, so that trying again later may succeed, and not of what was read."""
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return False
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+    if (
+        isinstance(error, MemoryError)
+        or is_storage_fault(error)
+        or (isinstance(error, OSError) and error.errno is not None)
+    ):
         return True
     return any(words in str(error) for words in (*_SAID, *_CODES))
 

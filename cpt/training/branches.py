@@ -33,6 +33,6 @@ def branch_plans(plan: RunPlan, workdir: Path) -> dict[Path, RunPlan]:
 def finished(plan: RunPlan, workdir: Path) -> bool:
     """Whether the run in `workdir` and all of its branches have their last checkpoint."""
     anchors = {saved.step for saved in preservation.finished(checkpoints_of(workdir), ("anchor",))}
-    return plan.total_steps in anchors and all(
-        finished(child, folder) for folder, child in branch_plans(plan, workdir).items()
-    )
+    if plan.total_steps not in anchors:
+        return False
+    return all(finished(child, folder) for folder, child in branch_plans(plan, workdir).items())

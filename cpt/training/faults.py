@@ -43,11 +43,9 @@ def is_machine_fault(error: BaseException) -> bool:
     """Whether `error` tells of the machine, so that trying again later may succeed, and not of what was read."""
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return False
-    if (
-        isinstance(error, MemoryError)
-        or is_storage_fault(error)
-        or (isinstance(error, OSError) and error.errno is not None)
-    ):
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+        return True
+    if is_storage_fault(error):
         return True
     return any(words in str(error) for words in (*_SAID, *_CODES))
 

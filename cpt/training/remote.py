@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,7 @@ def opened(workdir: str | Path, say: Callable[[str], None]) -> Iterator[Path]:
 
 
 def pusher(workdir: Path) -> Callable[[], Any]:
-    """What copies the small files of the run in `workdir` to where its checkpoints go; nothing to do for a local one."""
+    """What copies the small files of the run in `workdir` to where its checkpoints go; does nothing for a local one."""
     if (found := staged(workdir)) is None:
         return lambda: None
     root, url = found
@@ -241,7 +242,8 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _version(info: dict[str, Any]) -> str:
-    return next((str(info[key]) for key in VERSIONS if info.get(key)), str(info.get("size")))
+    found = next((info[key] for key in VERSIONS if info.get(key)), info.get("size"))
+    return str(found.timestamp() if isinstance(found, datetime) else found)
 
 
 def _said(error: Exception) -> str:

@@ -71,4 +71,5 @@ def quiet_writers() -> None:
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
-    return not record.exc_info or "orbax" not in record.pathname + record.getMessage()
+    said = record.pathname + record.getMessage()
+    return not record.exc_info or not ("orbax" in said or "tensorstore" in said)

@@ -12,10 +12,20 @@ import urllib.request
 from collections.abc import Iterator
 from urllib.parse import quote
 
-SERVER = (
-    "import sys\nfrom gcp_storage_emulator.server import create_server\n"
-    "create_server('127.0.0.1', int(sys.argv[1]), in_memory=True, default_bucket='bucket').run()"
-)
+# One request at a time: the emulator loses the generation of an object that two of them write at once.
+SERVER = """
+import sys, threading
+from gcp_storage_emulator import server
+
+one, handle = threading.Lock(), server.Router.handle
+
+def alone(*args):
+    with one:
+        return handle(*args)
+
+server.Router.handle = alone
+server.create_server("127.0.0.1", int(sys.argv[1]), in_memory=True, default_bucket="bucket").run()
+"""
 
 
 class Emulator:

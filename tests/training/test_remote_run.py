@@ -73,7 +73,7 @@ def test_killed_and_gone_on_with_on_another_machine(storage, root, tmp_path):
     assert ended(start(storage, root, a, f"--workdir={local}"))[0] == 0
 
     killed = start(storage, root, a, f"--workdir={url}")
-    wait_for(storage, "runs/moved/checkpoints/rolling/6/commit_success.txt", killed)
+    wait_for(storage, "runs/moved/checkpoints/rolling/8/commit_success.txt", killed)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert not (copy_of(a) / "checkpoints").exists()

@@ -11,7 +11,6 @@ one before. Over several processes all of them come to the same decision.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -165,9 +164,12 @@ class Checkpoints:
 
     @staticmethod
     def _let_go(doomed: list[Saved]) -> None:
-        with contextlib.suppress(OSError):  # they take room, no more; the next save tries again
+        try:
             for old in doomed:
                 remove(old)
+        except Exception as e:  # they take room, no more; the next save tries again
+            if not (isinstance(e, OSError) or is_storage_fault(e)):
+                raise
 
     def wait(self) -> Exception | None:
         """Block until the last save ended; returns what went wrong with it, if anything did, and tells it."""

@@ -26,8 +26,10 @@ _CODES = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EX
 def reason(error: BaseException) -> str:
     """An error in a few words: the machine's own where it says them somewhere, else its first line."""
     text = str(error)
-    lines = text.strip().splitlines() or [type(error).__name__]
-    return next((words for words in _SAID if words in text), lines[0][:200])
+    first = (text.strip().splitlines() or [type(error).__name__])[0].partition(" [tensorstore_spec=")[0]
+    # TensorStore says where first and what last.
+    short = first if len(first) <= 200 else f"{first[:80]} ... {first[-115:]}"
+    return next((words for words in _SAID if words in text), short)
 
 
 # Packages that speak to remote storage. What they raise, but for a file that is not there, tells of the way to it.

@@ -14,6 +14,7 @@ from cpt.errors import ConfigError, RunError
 from cpt.training.checkpoint import Checkpoints
 from cpt.training.preservation import MARK, checkpoints_of
 from cpt.training.remote import Remote, opened, pusher, staging_folder
+from cpt.training.spec import InitSpec
 from cpt.training.state import State
 
 
@@ -187,3 +188,9 @@ def test_no_checkpoint_is_newer_than_the_rows_in_the_storage(url, tmp_path, monk
 def test_a_local_run_pushes_nothing(tmp_path):
     write(tmp_path, rows="1\n")
     assert pusher(tmp_path)() is None and [p.name for p in tmp_path.iterdir()] == ["rows"]
+
+
+def test_a_parent_is_a_path_or_in_storage_that_checkpoints_are_written_to():
+    assert InitSpec(from_run="gs://bucket/run").from_run == "gs://bucket/run"
+    with pytest.raises(ConfigError, match=r"init.from_run: s3://bucket/run: no run is there; give a path, or gs://"):
+        InitSpec(from_run="s3://bucket/run")

@@ -31,6 +31,7 @@ from cpt.training.preservation import (
     KINDS,
     Saved,
     bytes_of,
+    checkpoints_of,
     directory_of,
     facts_of,
     finished,
@@ -40,6 +41,7 @@ from cpt.training.preservation import (
     superfluous,
     unfinished,
 )
+from cpt.training.remote import explained
 from cpt.training.workdir import is_training, lock
 from cpt.units import human
 
@@ -64,19 +66,20 @@ def main(argv: list[str]) -> int:
     given = flags.FLAGS
     if not given.workdir:
         raise ConfigError("--workdir: required (see --help)")
-    root = directory_of(given.workdir)
-    directory = root / "checkpoints"
-    if not directory.is_dir():
-        raise RunError(f"{given.workdir}: no checkpoints in it; give the directory of a run")
     console = Console(width=None if Console().is_terminal else 160)
     say = lambda line: console.print(line, highlight=False, soft_wrap=True, markup=False)  # noqa: E731
-    if argv[1] == "ls":
-        console.print(table_of(root))
-    elif argv[1] == "verify":
-        verify(finished(directory, KINDS), say)
-    else:
-        rules = {name: getattr(given, name) for name in ("keep_rolling", "keep_grid_every")}
-        prune(root, rules, given.drop_anchors, given.drop_damaged, given.dry_run, say)
+    with explained(f"--workdir={given.workdir}"):
+        root = directory_of(given.workdir)
+        directory = checkpoints_of(root)
+        if not directory.is_dir():
+            raise RunError(f"{given.workdir}: no checkpoints in it; give the directory of a run")
+        if argv[1] == "ls":
+            console.print(table_of(root))
+        elif argv[1] == "verify":
+            verify(finished(directory, KINDS), say)
+        else:
+            rules = {name: getattr(given, name) for name in ("keep_rolling", "keep_grid_every")}
+            prune(root, rules, given.drop_anchors, given.drop_damaged, given.dry_run, say)
     return 0
 
 
@@ -86,7 +89,7 @@ def table_of(root: Any) -> Table:
     for head in ("checkpoint", "step", "tokens", "phase", "size", "age", "state", "plan"):
         table.add_column(head, justify="left" if head in ("checkpoint", "phase", "state", "plan") else "right")
     ends = _phase_ends(root)
-    directory = root / "checkpoints"
+    directory = checkpoints_of(root)
     for saved in finished(directory, KINDS):
         facts = facts_of(saved)
         state = Text("finished") if facts else Text("unreadable", "red")
@@ -137,7 +140,7 @@ def prune(
     """
     if not (anchors or damaged or any(n is not None for n in rules.values())):
         raise ConfigError("prune: needs a rule: --keep_rolling, --keep_grid_every, --drop_anchors or --drop_damaged")
-    directory = root / "checkpoints"
+    directory = checkpoints_of(root)
     with _alone(root, say, dry_run):
         found = finished(directory, KINDS)
         going = superfluous(found, **rules, anchors=anchors)

@@ -29,6 +29,7 @@ from cpt.backend import prepare_backend
 from cpt.config import RunSpec, load
 from cpt.errors import ConfigError, RunError
 from cpt.rooms import show_rooms
+from cpt.training.remote import opened
 
 if TYPE_CHECKING:
     from cpt.training.evaluation_rows import Done
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 def define_flags() -> None:
     """The command's flags; only defined when it is run, since other commands use the same names."""
-    flags.DEFINE_string("workdir", None, "Run directory.")
+    flags.DEFINE_string("workdir", None, "Run directory, or gs://bucket/run.")
     flags.DEFINE_string("steps", "all", "Which checkpoints: all, every:N, or steps separated by commas.")
     flags.DEFINE_list("sets", [], "Sets and probes, separated by commas; all by default.")
     config_flags.DEFINE_config_file(
@@ -74,20 +75,21 @@ def main(argv: list[str]) -> None:
     from cpt.training.evaluating import evaluate_run
     from cpt.training.evaluating_models import evaluate_models
 
-    folder, names = Path(given.workdir or given.out), given.sets or None
+    names = given.sets or None
     tasks_folder = Path(given.tasks) if given.tasks else None
     benchmarks = Benchmarks(tuple(given.harness), tasks_folder, given.num_fewshot, given.limit)
     asked = benchmarks if given.harness else None
     console = Console(highlight=False)
     say = lambda line: console.print(line, soft_wrap=True, markup=False)  # noqa: E731
-    with _bar(console) as progress:
-        if given.models:
-            done = evaluate_models(models, recipe, folder, names, say, asked, given.tokens_per_step, progress)
-        else:
-            done = evaluate_run(folder, wanted, names, recipe, given.again, say, asked, progress)
-    for line in told(done):
-        say(line)
-    say(f"report: {write_report(folder)}")
+    with opened(given.workdir or given.out, say) as folder:
+        with _bar(console) as progress:
+            if given.models:
+                done = evaluate_models(models, recipe, folder, names, say, asked, given.tokens_per_step, progress)
+            else:
+                done = evaluate_run(folder, wanted, names, recipe, given.again, say, asked, progress)
+        for line in told(done):
+            say(line)
+        say(f"report: {write_report(folder)}")
     if done.unequal:
         raise RunError(f"{folder}: {len(done.unequal)} rows differ from the loop's; first {done.unequal[0]}")
 

@@ -18,6 +18,7 @@ import os
 import shlex
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -34,13 +35,15 @@ from cpt.training import cluster
 from cpt.training import workdir as workdirs
 from cpt.training.branches import finished
 from cpt.training.dry_run import topology_lines
+from cpt.training.preservation import is_remote
 from cpt.training.processes import Processes, here, joined
+from cpt.training.remote import opened, staging_folder
 from cpt.training.signals import STOPPED_BY_SIGNAL, at_once
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe: FILE.py or FILE.py:ARGUMENT.", lock_config=False, accept_new_attributes=True
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/<name>-<hash of the plan>.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Run directory, or gs://bucket/run; default runs/<name>-<hash>.")
 DRY_RUN = flags.DEFINE(
     cli.OptionalValue(),
     "dry_run",
@@ -59,12 +62,15 @@ def main(argv: list[str]) -> int:
     if CONFIG.value is None:
         raise ConfigError("--config: required, e.g. --config=configs/pile_to_slimpajama.py (see --help)")
     plan = resolve(load(CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"])))
-    workdir = workdirs.local(WORKDIR.value, "--workdir") if WORKDIR.value else workdirs.default_workdir(plan)
+    workdir = WORKDIR.value or str(workdirs.default_workdir(plan))
     if DRY_RUN.value is not None:
-        return dry_run(console_of(here()), plan, workdir, DRY_RUN.value)
+        folder = staging_folder(workdir) if is_remote(workdir) else workdirs.local(workdir, "--workdir")
+        return dry_run(console_of(here()), plan, folder, DRY_RUN.value)
     found = cluster.of_flags(os.environ)
     with at_once(interrupted), joined(found, cluster.CONNECT_SECONDS.value) as processes:
-        return launch(console_of(processes), plan, workdir)
+        console = console_of(processes)
+        with opened(workdir, partial(console.print, highlight=False, soft_wrap=True)) as folder:
+            return launch(console, plan, folder)
 
 
 def interrupted(signal_name: str) -> None:

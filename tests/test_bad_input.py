@@ -120,7 +120,9 @@ PHASES = {
     "warm-up too long": wrong_lr("lr.warmup.steps=30", says=("phases.second.lr: warmup 30 steps are 10 too many",)),
 }
 COMMAND = {
-    "URL as workdir": toy_case("--workdir=gs://bucket/run", says=("--workdir=gs://bucket/run", "is a path, not a URL")),
+    "URL as workdir": toy_case(
+        "--workdir=s3://bucket/run", says=("--workdir=s3://bucket/run", "cannot be written to s3://")
+    ),
     "no config": Case((), "config error", ("--config: required", "e.g. --config=configs/")),
     "missing config file": Case(("--config=nope.py",), "config error", ("--config=nope.py: no such file", "looked in")),
     "config without a value": Case(("--config=",), "config error", ("--config=: no such file",)),

@@ -13,6 +13,8 @@ from pathlib import Path
 from cpt.config import InitSpec
 from cpt.plan import RunPlan, resolve
 from cpt.schedules.trunk import AnnealSpec, BranchSpec
+from cpt.training import preservation
+from cpt.training.preservation import checkpoints_of, url_of
 
 FOLDER = "branches"
 
@@ -22,7 +24,7 @@ def branch_plans(plan: RunPlan, workdir: Path) -> dict[Path, RunPlan]:
     anneal, out = plan.spec.anneal, {}
     for at in plan.branch_points:
         branch = BranchSpec(at, anneal.decay, anneal.shape, anneal.floor)
-        init = InitSpec(from_run=str(workdir), step=at, what="all")
+        init = InitSpec(from_run=url_of(workdir) or str(workdir), step=at, what="all")
         spec = dataclasses.replace(plan.spec, branch=branch, anneal=AnnealSpec(), init=init)
         out[workdir / FOLDER / f"step-{at}"] = resolve(spec)
     return out
@@ -30,5 +32,7 @@ def branch_plans(plan: RunPlan, workdir: Path) -> dict[Path, RunPlan]:
 
 def finished(plan: RunPlan, workdir: Path) -> bool:
     """Whether the run in `workdir` and all of its branches have their last checkpoint."""
-    anchor = workdir / "checkpoints" / "anchor" / str(plan.total_steps)
-    return anchor.is_dir() and all(finished(child, folder) for folder, child in branch_plans(plan, workdir).items())
+    anchors = {saved.step for saved in preservation.finished(checkpoints_of(workdir), ("anchor",))}
+    if plan.total_steps not in anchors:
+        return False
+    return all(finished(child, folder) for folder, child in branch_plans(plan, workdir).items())

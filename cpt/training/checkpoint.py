@@ -11,7 +11,6 @@ one before. Over several processes all of them come to the same decision.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +24,7 @@ from etils import epath
 from cpt.errors import RunError
 from cpt.training.agreement import Meeting, OthersFailed
 from cpt.training.digests import DamagedCheckpoint, digests, list_files, named, sealed
-from cpt.training.faults import quiet_writers, reason
+from cpt.training.faults import is_storage_fault, quiet_writers, reason
 from cpt.training.preservation import (
     FULL_KINDS,
     KINDS,
@@ -57,6 +56,7 @@ class Checkpoints:
       spec: how many stay, how often by time, and how much memory writing may take.
       warn: receives a line for each checkpoint that could not be written.
       planned: steps whose rolling checkpoints are not to be pushed out by others (`preservation.superfluous`).
+      before: called on the first process, in the writing thread, before each one is written; if that fails, so does it.
     """
 
     def __init__(
@@ -65,9 +65,11 @@ class Checkpoints:
         spec: CheckpointSpec | None = None,
         warn: Say = lambda line: None,
         planned: Callable[[int], bool] | None = None,
+        before: Callable[[], Any] = lambda: None,
     ):
         self.directory, self.spec, self.warn = directory_of(directory), spec or CheckpointSpec(), warn
         self._superfluous = partial(superfluous, keep_rolling=self.spec.keep_rolling, planned=planned)
+        self._before = before
         minutes = self.spec.rolling_minutes
         self.clock = SaveClock(None if minutes is None else 60 * minutes)
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
@@ -136,6 +138,8 @@ class Checkpoints:
     ) -> Exception | None:
         try:
             meta = sealed({**facts, "digests": named(jax.device_get(sums))})
+            if here().first:
+                self._before()
             meeting.join()  # Orbax counts its saves, so either all processes call it or none
             with Writer(saved, meeting, at_least(self.spec.concurrent_gb, copies)) as writer:
                 writer.save(meta, copies)
@@ -154,14 +158,18 @@ class Checkpoints:
                 return
             list_files(saved.path, final=True)
             self._let_go(self._superfluous(self.finished(KINDS)))
-        except OSError:
-            return
+        except Exception as e:
+            if not (isinstance(e, OSError) or is_storage_fault(e)):
+                raise
 
     @staticmethod
     def _let_go(doomed: list[Saved]) -> None:
-        with contextlib.suppress(OSError):  # they take room, no more; the next save tries again
+        try:
             for old in doomed:
                 remove(old)
+        except Exception as e:  # they take room, no more; the next save tries again
+            if not (isinstance(e, OSError) or is_storage_fault(e)):
+                raise
 
     def wait(self) -> Exception | None:
         """Block until the last save ended; returns what went wrong with it, if anything did, and tells it."""

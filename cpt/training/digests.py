@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from cpt.training.preservation import COMMITTED, files_under
+from cpt.training.preservation import COMMITTED, files_under, is_remote
 
 LISTING = "files.json"
 # Orbax notes in it when the checkpoint became final: its sum is known only then.
@@ -84,8 +84,12 @@ def list_files(checkpoint: epath.Path, final: bool) -> None:
             facts[name] = {"bytes": length, "sha256": _sha256(checkpoint / name)}
         else:
             facts[name] = {"bytes": length}
+    text = json.dumps(sealed({"files": facts}))
+    if is_remote(checkpoint):  # an object is there whole or not at all, and cannot be renamed, only copied
+        (checkpoint / LISTING).write_text(text)
+        return
     beside = checkpoint / f"{LISTING}.new"
-    beside.write_text(json.dumps(sealed({"files": facts})))
+    beside.write_text(text)
     beside.replace(checkpoint / LISTING)
 
 

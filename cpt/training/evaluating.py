@@ -31,6 +31,7 @@ from cpt.training.feed import Data, check_data, decided_mix, host_batches
 from cpt.training.initialise import params_at
 from cpt.training.machine import abstract_state
 from cpt.training.merging import KINDS
+from cpt.training.preservation import checkpoints_of
 from cpt.training.recorder import note_origin
 from cpt.training.sharding import BATCH, run_mesh
 from cpt.training.state import State
@@ -69,7 +70,7 @@ def evaluate_run(
     plan = with_added(stored[0], added)
     names = chosen(plan.spec.evaluation, names, benchmarks)
     with lock(workdir, say, ".evaluating", "evaluates"):
-        checkpoints = Checkpoints(workdir / "checkpoints")
+        checkpoints = Checkpoints(checkpoints_of(workdir))
         by_step = {s.step: s for s in reversed(checkpoints.finished(KINDS))}
         if not by_step:
             raise RunError(f"{workdir}: has no finished checkpoint to evaluate")

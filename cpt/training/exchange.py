@@ -24,6 +24,7 @@ from cpt.models.spec import DecoderSpec, parameter_count
 from cpt.reports.model_card import model_card
 from cpt.sections import parse, to_dict
 from cpt.training.checkpoint import FULL_KINDS, Checkpoints, DamagedCheckpoint, Saved, restore
+from cpt.training.preservation import checkpoints_of
 from cpt.training.state import State
 from cpt.training.workdir import lock, prepare_workdir
 
@@ -183,7 +184,7 @@ def _candidates(workdir: Path) -> Iterator[Path]:
 
 def checkpoint_of_run(workdir: Path, step: int | None) -> Saved:
     """The checkpoint of `step`, or the newest. Raises RunError where there is none, naming the nearest."""
-    finished = Checkpoints(workdir / "checkpoints").finished((*FULL_KINDS, "grid"))
+    finished = Checkpoints(checkpoints_of(workdir)).finished((*FULL_KINDS, "grid"))
     found = [s for s in finished if step in (None, s.step)]
     if not found:
         near = sorted({s.step for s in finished}, key=lambda s: (abs(s - (step or 0)), s))[:6]

@@ -26,8 +26,19 @@ _CODES = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EX
 def reason(error: BaseException) -> str:
     """An error in a few words: the machine's own where it says them somewhere, else its first line."""
     text = str(error)
-    lines = text.strip().splitlines() or [type(error).__name__]
-    return next((words for words in _SAID if words in text), lines[0][:200])
+    first = (text.strip().splitlines() or [type(error).__name__])[0].partition(" [tensorstore_spec=")[0]
+    # TensorStore says where first and what last.
+    short = first if len(first) <= 200 else f"{first[:80]} ... {first[-115:]}"
+    return next((words for words in _SAID if words in text), short)
+
+
+# Packages that speak to remote storage. What they raise, but for a file that is not there, tells of the way to it.
+_DRIVERS = ("adlfs", "aiohttp", "azure", "botocore", "gcsfs", "google", "s3fs")
+
+
+def is_storage_fault(error: BaseException) -> bool:
+    """Whether `error` comes from the driver of a remote storage: no rights, no connection, an answer it gave."""
+    return type(error).__module__.partition(".")[0] in _DRIVERS
 
 
 def is_machine_fault(error: BaseException) -> bool:
@@ -35,6 +46,8 @@ def is_machine_fault(error: BaseException) -> bool:
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return False
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+        return True
+    if is_storage_fault(error):
         return True
     return any(words in str(error) for words in (*_SAID, *_CODES))
 
@@ -60,4 +73,5 @@ def quiet_writers() -> None:
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
-    return not record.exc_info or "orbax" not in record.pathname + record.getMessage()
+    said = record.pathname + record.getMessage()
+    return not record.exc_info or not ("orbax" in said or "tensorstore" in said)

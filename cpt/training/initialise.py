@@ -29,7 +29,7 @@ from cpt.training import vocabulary
 from cpt.training.checkpoint import FULL_KINDS, Checkpoints, DamagedCheckpoint, Saved, read_meta, restore
 from cpt.training.guard import Guard, Incident
 from cpt.training.machine import Machine
-from cpt.training.preservation import directory_of
+from cpt.training.preservation import checkpoints_of, directory_of, run_at
 from cpt.training.processes import here
 from cpt.training.state import State
 from cpt.training.transforming import check_tokenizer, fresh, placing, transformed
@@ -61,7 +61,7 @@ def initial_state(
         params, said = _with_vocabulary(spec, tokenizer, abstract.params, say)
     elif init.from_run:
         (saved,) = _decided(lambda: [checkpoint_of(init)])
-        _check_same_model(Path(init.from_run), saved, spec, tokenizer.hash if tokenizer is not None else None)
+        _check_same_model(run_at(init.from_run), saved, spec, tokenizer.hash if tokenizer is not None else None)
         try:
             (params, opt_state), meta = restore(saved, abstract, params_only=not init.brings_optimizer)
         except DamagedCheckpoint as e:
@@ -107,7 +107,7 @@ def _with_vocabulary(
 def checkpoint_of(init: InitSpec) -> Saved:
     """The checkpoint that `init` names: the newest, or the one of `init.step`."""
     kinds = FULL_KINDS if init.brings_optimizer else (*FULL_KINDS, "grid")
-    finished = Checkpoints(Path(init.from_run) / "checkpoints").finished(kinds)
+    finished = Checkpoints(checkpoints_of(init.from_run)).finished(kinds)
     found = [s for s in finished if init.step in (None, s.step)]
     if not found:
         steps = sorted({s.step for s in finished}, key=lambda s: (abs(s - (init.step or 0)), s))[:6]
@@ -173,7 +173,7 @@ def params_at(
     def find() -> list[Saved]:
         found = [s for s in checkpoints.finished((*FULL_KINDS, "grid")) if s.step == step]
         if init.from_run and init.what == "all":  # a child's past is its parent's
-            parent = Checkpoints(Path(init.from_run) / "checkpoints")
+            parent = Checkpoints(checkpoints_of(init.from_run))
             found += [s for s in parent.finished((*FULL_KINDS, "grid")) if s.step == step]
         elif step == 0:
             found = [checkpoint_of(init)]

@@ -30,9 +30,11 @@ from cpt.training.guard import Guard
 from cpt.training.initialise import go_back, initial_state, params_at
 from cpt.training.machine import make_machine
 from cpt.training.maintenance import MaintenanceWatch
+from cpt.training.preservation import checkpoints_of, run_at
 from cpt.training.processes import here
 from cpt.training.progress import TrainingProgress
 from cpt.training.recorder import Recorder, Unstable
+from cpt.training.remote import pusher
 from cpt.training.requests import Requests
 from cpt.training.sharding import BATCH, host_rows, put_batch
 from cpt.training.signals import StopRequest
@@ -65,7 +67,8 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
     say = lambda line, **style: console.print(line, highlight=False, soft_wrap=True, **style)  # noqa: E731
     # What a run goes back to must not depend on how often it was stopped and saved in between.
     kept = (lambda step: "rolling" in plan.checkpoints_at(step)) if spec.guard.may_go_back else None
-    checkpoints = Checkpoints(workdir / "checkpoints", spec.checkpoints, partial(say, style="bold red"), kept)
+    warn = partial(say, style="bold red")
+    checkpoints = Checkpoints(checkpoints_of(workdir), spec.checkpoints, warn, kept, pusher(workdir))
     checkpoints.clean()
     state, start, meta = initial_state(machine, data.tokenizer, checkpoints, say)
     trains_on = identity(data, meta)
@@ -80,7 +83,7 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
     with stopping_says_what_is_safe(checkpoints, workdir):
         if here().first:
             if spec.init.what == "all" and spec.init.from_run:
-                inherit(Path(spec.init.from_run), workdir, plan, start)
+                inherit(run_at(spec.init.from_run), workdir, plan, start)
             claim(workdir, plan, start)
         recorder = Recorder(workdir, plan, ledger, evaluation, start, progress, guard)
     rest = read_batches(plan, data, ledger, workdir, recorder.losses_at, start, rows)

@@ -22,6 +22,7 @@ from cpt.training.evaluation import build_evaluation, without_probes
 from cpt.training.feed import Data
 from cpt.training.logs import JsonLines
 from cpt.training.machine import abstract_state
+from cpt.training.preservation import checkpoints_of
 from cpt.training.sharding import BATCH, run_mesh
 from cpt.training.state import State
 from cpt.training.workdir import claim, prepare_workdir, stored_plan
@@ -64,7 +65,7 @@ def merge(workdir: Path, steps: Sequence[int], weights: np.ndarray, out: Path, e
 
 def find_checkpoints(workdir: Path, steps: Sequence[int]) -> list[Saved]:
     """The checkpoint of each step, of any kind. Raises RunError for a step without one, naming the nearest."""
-    by_step = {s.step: s for s in Checkpoints(workdir / "checkpoints").finished(KINDS)}
+    by_step = {s.step: s for s in Checkpoints(checkpoints_of(workdir)).finished(KINDS)}
     for step in steps:
         if step not in by_step:
             near = sorted(by_step, key=lambda s: (abs(s - step), s))[:6]

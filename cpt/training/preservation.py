@@ -12,11 +12,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
-from cpt.errors import ConfigError
+from cpt.errors import ConfigError, RunError
+from cpt.training.faults import is_storage_fault
 
 FULL_KINDS = ("anchor", "rolling")
 KINDS = (*FULL_KINDS, "grid")
@@ -26,6 +28,7 @@ UNFINISHED = ".orbax-checkpoint-tmp"
 # Where a directory cannot be renamed at once, Orbax writes this file last.
 COMMITTED = "commit_success.txt"
 DAMAGED = "damaged"
+MARK = ".remote"  # in the local folder of a run in remote storage: where that is, and what was copied
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,43 @@ def directory_of(path: epath.PathLike) -> epath.Path:
         driver = {"gs": "gcsfs", "s3": "s3fs"}.get(str(path).partition("://")[0])
         what = f"install its driver: pip install {driver}" if driver else "there are gs://, s3:// and plain paths"
         raise ConfigError(f"{path}: such a URL cannot be opened here; {what}") from e
+
+
+def run_at(path: str) -> Path | epath.Path:
+    """The run directory that a config names."""
+    return epath.Path(path) if is_remote(path) else Path(path)
+
+
+def staged(workdir: Path) -> tuple[Path, str] | None:
+    """The local folder of a run in remote storage, and its URL; None for a run that lies in `workdir` itself.
+
+    Raises:
+      RunError: the note that says so cannot be read.
+    """
+    folder = Path(workdir).absolute()
+    for root in (folder, *folder.parents):  # branches lie below their trunk
+        if (root / MARK).is_file():
+            try:
+                return root, json.loads((root / MARK).read_text())["url"]
+            except (OSError, ValueError, KeyError, TypeError) as e:
+                raise RunError(f"{root / MARK}: cannot be read ({e}); remove that folder, it is a copy") from e
+    return None
+
+
+def url_of(workdir: Path | epath.Path) -> str | None:
+    """Where the run in `workdir` lies in remote storage; None for a local one."""
+    if is_remote(workdir):
+        return str(workdir)
+    if (found := staged(workdir)) is None:
+        return None
+    root, url = found
+    return "/".join((url, *Path(workdir).absolute().relative_to(root).parts))
+
+
+def checkpoints_of(workdir: str | Path | epath.Path) -> epath.Path:
+    """Where the checkpoints of a run are; of one in remote storage there, whose other files have local copies."""
+    url = url_of(workdir)
+    return (epath.Path(url) if url else directory_of(workdir)) / "checkpoints"
 
 
 def finished(directory: epath.Path, kinds: Sequence[str] = FULL_KINDS) -> list[Saved]:
@@ -136,15 +176,20 @@ def remove(saved: Saved) -> None:
 def set_aside(saved: Saved, directory: epath.Path) -> epath.Path:
     """Move a damaged checkpoint to `directory/damaged/`, where nobody takes it for a sound one; returns where it is."""
     aside = directory / DAMAGED / f"{saved.kind}-{saved.step}"
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    if aside.exists():
-        aside.rmtree()
+    move(saved, aside)
+    return aside
+
+
+def move(saved: Saved, target: epath.Path) -> None:
+    """Move a checkpoint to `target`, in the place of what is there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        target.rmtree()
     if is_remote(saved.path):
-        _copy(saved.path, aside)
+        _copy(saved.path, target)
         remove(saved)
     else:
-        saved.path.rename(aside)
-    return aside
+        saved.path.rename(target)
 
 
 def set_aside_in(directory: epath.Path) -> list[epath.Path]:
@@ -167,8 +212,10 @@ def clear_unfinished(directory: epath.Path) -> None:
     for path in unfinished(directory):
         try:
             path.rmtree()
-        except OSError:  # also when a writer that gave up still had a file open there: gone the next time
-            continue
+        except Exception as e:
+            if not (isinstance(e, OSError) or is_storage_fault(e)):
+                raise
+            continue  # also when a writer that gave up still had a file open there: gone the next time
 
 
 def facts_of(saved: Saved) -> dict[str, Any]:

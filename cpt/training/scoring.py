@@ -16,6 +16,7 @@ from cpt.optimizers import building as optimizers
 from cpt.training.checkpoint import Checkpoints, DamagedCheckpoint, restore
 from cpt.training.machine import abstract_state
 from cpt.training.merging import KINDS, find_checkpoints
+from cpt.training.preservation import checkpoints_of
 from cpt.training.sharding import run_mesh
 from cpt.training.workdir import stored_plan
 
@@ -45,7 +46,7 @@ def load_run(workdir: Path, step: int | None = None) -> ScoredRun:
         raise RunError(f"{workdir}: no plan.json in it; give the directory of a run")
     plan = stored[0]
     if step is None:
-        found = Checkpoints(workdir / "checkpoints").finished(KINDS)
+        found = Checkpoints(checkpoints_of(workdir)).finished(KINDS)
         if not found:
             raise RunError(f"{workdir}: has no finished checkpoint")
         saved = max(found, key=lambda s: s.step)

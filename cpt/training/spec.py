@@ -64,10 +64,8 @@ class InitSpec:
         if self.from_run is None and (self.what != "params" or self.step is not None):
             field, value = ("step", self.step) if self.step is not None else ("what", self.what)
             raise ConfigError(f"init.{field}: {value}, but of which run? give init.from_run, or leave it out")
-        if self.from_run is not None and "://" in self.from_run:
-            raise ConfigError(
-                f"init.from_run: {self.from_run}: a run directory is a path, not a URL; mount the storage"
-            )
+        if self.from_run is not None and "://" in self.from_run and not self.from_run.startswith("gs://"):
+            raise ConfigError(f"init.from_run: {self.from_run}: no run is there; give a path, or gs://bucket/run")
         if self.transform is not None and self.what != "params":
             raise ConfigError(
                 f"init.transform: '{self.transform.kind}' makes other parameters, which the optimizer state of "

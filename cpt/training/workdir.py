@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import platform
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from cpt.errors import ConfigError, RunError, UserError
 from cpt.evaluators.rows import write_atomic
 from cpt.plan import Phase, RunPlan, resolve
 from cpt.sections import parse, to_dict
+from cpt.training.preservation import checkpoints_of, finished, move
 
 # Changing these does not touch what was learned so far.
 FUTURE_FIELDS = ("order", "phases", "sources", "evaluation", "checkpoints", "guard", "branch", "anneal", "name")
@@ -117,7 +117,7 @@ def stored_plan(workdir: Path) -> tuple[RunPlan, dict[str, Any]] | None:
     """
     path = workdir / "plan.json"
     if not path.exists():
-        if workdir.is_dir() and (workdir / "checkpoints").exists():
+        if workdir.is_dir() and checkpoints_of(workdir).exists():
             raise RunError(
                 f"{workdir}: holds checkpoints but no plan.json; it is not a run of ours, give another --workdir"
             )
@@ -202,12 +202,10 @@ def _set_aside(workdir: Path, step: int, plan_hash: str) -> None:
             *lines, _unfinished = file.read_text().split("\n")
             kept = [line for line in lines if json.loads(line)["step"] <= step]
             write_atomic(file, "".join(line + "\n" for line in kept))
-    for path in (workdir / "checkpoints" / "grid").glob("*"):
-        if path.name.isdigit() and int(path.name) > step:
-            aside = workdir / "checkpoints" / "superseded" / plan_hash[:8] / f"grid-{path.name}"
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+    checkpoints = checkpoints_of(workdir)
+    for saved in finished(checkpoints, ("grid",)):
+        if saved.step > step:
+            move(saved, checkpoints / "superseded" / plan_hash[:8] / f"grid-{saved.step}")
 
 
 def changed_past(old: RunPlan, new: RunPlan, step: int, child: bool = False) -> str | None:
@@ -300,10 +298,4 @@ def _difference(path: str, a: Any, b: Any) -> str:
 
 def newest_step(workdir: Path) -> int:
     """Step of the newest full checkpoint; 0 if there is none."""
-    steps = [
-        int(p.name)
-        for kind in ("anchor", "rolling")
-        for p in (workdir / "checkpoints" / kind).glob("*")
-        if p.name.isdigit()
-    ]
-    return max(steps, default=0)
+    return max((saved.step for saved in finished(checkpoints_of(workdir))), default=0)

@@ -53,11 +53,12 @@ def _which(workdir: Path, step: int | None) -> tuple[int, str, str | None]:
     """
     from cpt.training.checkpoint import Checkpoints, DamagedCheckpoint, read_meta
     from cpt.training.merging import KINDS, find_checkpoints
+    from cpt.training.preservation import checkpoints_of
     from cpt.training.workdir import stored_plan
 
     if (stored := stored_plan(workdir)) is None:
         raise RunError(f"{workdir}: no plan.json in it; give the directory of a run")
-    found = Checkpoints(workdir / "checkpoints").finished(KINDS)
+    found = Checkpoints(checkpoints_of(workdir)).finished(KINDS)
     if not found:
         raise RunError(f"{workdir}: has no finished checkpoint")
     step = max(s.step for s in found) if step is None else step

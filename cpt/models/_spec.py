@@ -21,6 +21,7 @@ class DecoderSpec:
     Attributes:
       family, layers, width, heads, vocab_size, context, init, init_std, compute_dtype, remat: as in `ModelSpec`.
       head_dim: channels of one attention head.
+      rotary_dim, rotary_base, rope: rotated channels of a head, and the frequencies they turn with.
       kv_heads: heads of keys and values, each shared by `heads / kv_heads` query heads.
       ff_dim: inner dimension of the MLP.
       tied: whether the embedding is the output head too.

@@ -5,17 +5,16 @@ Black et al. 2022 (arXiv 2204.06745); Biderman et al. 2023 (arXiv 2304.01373).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cpt.models.attention import attend, rotary_table, rotate
-from cpt.models.cache import Cache, Recall
-from cpt.models.layers import Embed, Head, Linear, deviations
-from cpt.models.layout import by_token
+from cpt.models.attention import attend, rotate
+from cpt.models.cache import Recall
+from cpt.models.decoder import Decoder
+from cpt.models.layers import Linear
 from cpt.models.spec import ModelSpec
 
 
@@ -78,66 +77,28 @@ class Block(nnx.Module):
         self.attention = Attention(rngs, spec, std_in, std_out)
         self.mlp = MLP(rngs, spec, std_in, std_out)
 
+    def attention_input(self, x_NxD: jax.Array) -> jax.Array:
+        """What queries, keys and values are projections of."""
+        return self.ln_attn(x_NxD)
+
     def __call__(
         self, x_NxD: jax.Array, rotary: tuple, batch: int, segments_BxL: jax.Array | None, recall: Recall = attend
     ) -> jax.Array:
-        attended = self.attention(self.ln_attn(x_NxD), rotary, batch, segments_BxL, recall)
+        attended = self.attention(self.attention_input(x_NxD), rotary, batch, segments_BxL, recall)
         if self.parallel:
             return x_NxD + attended + self.mlp(self.ln_mlp(x_NxD))
         x_NxD = x_NxD + attended
         return x_NxD + self.mlp(self.ln_mlp(x_NxD))
 
 
-class gpt_neox(nnx.Module):
-    """The whole decoder: tokens [B, L] to hidden states [B, L, d] after the final norm.
-
-    Its name is that of its file, by which the registry finds it.
-    """
+class gpt_neox(Decoder):
+    """The whole decoder. Its name is that of its file, by which the registry finds it."""
 
     def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
-        std_in, std_out = deviations(spec)
-        self.spec = spec
-        self.embed = Embed(rngs, spec, std_in)
-        # Keys are strings: a pure dict with integer keys does not survive a checkpoint as it was.
-        self.layers = nnx.Dict({str(i): Block(rngs, spec, std_in, std_out) for i in range(spec.layers)})
-        self.ln_final = LayerNorm(spec)
-        self.head = Head(rngs, spec, std_in)
-
-    def __call__(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None) -> jax.Array:
-        *_, x_NxD = self.stream(tokens_BxL, segments_BxL)
-        return self.ln_final(x_NxD).reshape(*tokens_BxL.shape, -1)
-
-    def decode(self, tokens_BxT: jax.Array, cache: Cache) -> jax.Array:
-        """Hidden states [B, T, d] of the tokens that follow those in `cache`, which then holds them as well."""
-        batch, x_NxD = len(tokens_BxT), by_token(self.embed(tokens_BxT.reshape(-1)))
-        table = rotary_table(cache.capacity, self.spec.rotary_dim, self.spec.rotary_base)
-        rotary = cache.turns(table, tokens_BxT.shape[1])
-        for i in range(self.spec.layers):
-            x_NxD = by_token(self.layers[str(i)](x_NxD, rotary, batch, None, cache.recall(i)))
-        return self.ln_final(x_NxD).reshape(*tokens_BxT.shape, -1)
-
-    def attention_inputs(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None) -> list[jax.Array]:
-        """What the fused projection of each block multiplies: its input after the norm, [B, L, d]."""
-        streams = zip(range(self.spec.layers), self.stream(tokens_BxL, segments_BxL), strict=False)
-        return [self.layers[str(i)].ln_attn(x_NxD).reshape(*tokens_BxL.shape, -1) for i, x_NxD in streams]
+        super().__init__(spec, rngs, Block, LayerNorm)
 
     @staticmethod
     def attention_kernels(params: dict[str, Any]) -> list[jax.Array]:
         """The fused projection of each block, flat, [d, 3 d]."""
         kernels = [params["layers"][str(i)]["attention"]["qkv"]["kernel"] for i in range(len(params["layers"]))]
         return [kernel.reshape(len(kernel), -1) for kernel in kernels]
-
-    def stream(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None) -> Iterator[jax.Array]:
-        """The residual stream [B * L, d] before each block, and after the last one."""
-        batch, length = tokens_BxL.shape
-        rotary = rotary_table(length, self.spec.rotary_dim, self.spec.rotary_base)
-        x_NxD = by_token(self.embed(tokens_BxL.reshape(-1)))
-
-        def run(block: Block, x_NxD: jax.Array) -> jax.Array:
-            return by_token(block(x_NxD, rotary, batch, segments_BxL))
-
-        run = nnx.remat(run) if self.spec.remat == "full" else run
-        for i in range(self.spec.layers):
-            yield x_NxD
-            x_NxD = run(self.layers[str(i)], x_NxD)
-        yield x_NxD

@@ -6,17 +6,17 @@ Touvron et al. 2023 (arXiv 2302.13971, 2307.09288). By the options of `LlamaSpec
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cpt.models.attention import attend, rotary_table, rotate
-from cpt.models.cache import Cache, Recall
-from cpt.models.layers import Axes, Embed, Head, Linear, deviations
-from cpt.models.layout import by_token
+from cpt.models.attention import attend, rotate
+from cpt.models.cache import Recall
+from cpt.models.decoder import Decoder
+from cpt.models.layers import Axes, Linear
 from cpt.models.llama_spec import LlamaSpec
 
 
@@ -111,39 +111,11 @@ class Block(nnx.Module):
         return x_NxD + (self.mlp(self.ln_mlp(x_NxD)) if self.before else self.ln_mlp(self.mlp(x_NxD)))
 
 
-class llama(nnx.Module):
-    """The whole decoder: tokens [B, L] to hidden states [B, L, d] after the final norm.
-
-    Its name is that of its file, by which the registry finds it.
-    """
+class llama(Decoder):
+    """The whole decoder. Its name is that of its file, by which the registry finds it."""
 
     def __init__(self, spec: LlamaSpec, rngs: nnx.Rngs):
-        std_in, std_out = deviations(spec)
-        self.spec = spec
-        self.embed = Embed(rngs, spec, std_in)
-        # Keys are strings: a pure dict with integer keys does not survive a checkpoint as it was.
-        self.layers = nnx.Dict({str(i): Block(rngs, spec, std_in, std_out) for i in range(spec.layers)})
-        self.ln_final = RMSNorm(spec, (spec.width,), ("embed",))
-        if not spec.tied:
-            self.head = Head(rngs, spec, std_in)
-
-    def __call__(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None) -> jax.Array:
-        *_, x_NxD = self.stream(tokens_BxL, segments_BxL)
-        return self.ln_final(x_NxD).reshape(*tokens_BxL.shape, -1)
-
-    def decode(self, tokens_BxT: jax.Array, cache: Cache) -> jax.Array:
-        """Hidden states [B, T, d] of the tokens that follow those in `cache`, which then holds them as well."""
-        batch, x_NxD = len(tokens_BxT), by_token(self.embed(tokens_BxT.reshape(-1)))
-        table = rotary_table(cache.capacity, self.spec.head_dim, self.spec.rotary_base, self.spec.rope)
-        rotary = cache.turns(table, tokens_BxT.shape[1])
-        for i in range(self.spec.layers):
-            x_NxD = by_token(self.layers[str(i)](x_NxD, rotary, batch, None, cache.recall(i)))
-        return self.ln_final(x_NxD).reshape(*tokens_BxT.shape, -1)
-
-    def attention_inputs(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None) -> list[jax.Array]:
-        """What the projections of each block multiply: its input, after the norm if that comes before, [B, L, d]."""
-        streams = zip(range(self.spec.layers), self.stream(tokens_BxL, segments_BxL), strict=False)
-        return [self.layers[str(i)].attention_input(x).reshape(*tokens_BxL.shape, -1) for i, x in streams]
+        super().__init__(spec, rngs, Block, lambda spec: RMSNorm(spec, (spec.width,), ("embed",)))
 
     @staticmethod
     def attention_kernels(params: dict[str, Any]) -> list[jax.Array]:
@@ -151,18 +123,3 @@ class llama(nnx.Module):
         blocks = [params["layers"][str(i)]["attention"] for i in range(len(params["layers"]))]
         kernels = [[block[name]["kernel"] for name in ("q", "k", "v")] for block in blocks]
         return [jnp.concatenate([w.reshape(len(w), -1) for w in three], axis=1) for three in kernels]
-
-    def stream(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None) -> Iterator[jax.Array]:
-        """The residual stream [B * L, d] before each block, and after the last one."""
-        batch, length = tokens_BxL.shape
-        rotary = rotary_table(length, self.spec.head_dim, self.spec.rotary_base, self.spec.rope)
-        x_NxD = by_token(self.embed(tokens_BxL.reshape(-1)))
-
-        def run(block: Block, x_NxD: jax.Array) -> jax.Array:
-            return by_token(block(x_NxD, rotary, batch, segments_BxL))
-
-        run = nnx.remat(run) if self.spec.remat == "full" else run
-        for i in range(self.spec.layers):
-            yield x_NxD
-            x_NxD = run(self.layers[str(i)], x_NxD)
-        yield x_NxD

@@ -92,6 +92,11 @@ class LlamaSpec(DecoderSpec):
         check_flags(self, "tied")
 
     @property
+    def rotary_dim(self) -> int:
+        """All channels of a head are rotated."""
+        return self.head_dim
+
+    @property
     def ff_dim(self) -> int:
         """Inner dimension of the MLP."""
         return self.ff

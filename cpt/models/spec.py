@@ -19,6 +19,7 @@ from cpt.models._spec import (
     check_positive,
 )
 from cpt.models.llama_spec import LlamaSpec
+from cpt.models.rope import PLAIN, RopeSpec
 
 GELUS = ("tanh", "exact")
 ATTENTION_COUNTS = ("causal", "palm")
@@ -92,6 +93,11 @@ class ModelSpec(DecoderSpec):
     def rotary_dim(self) -> int:
         """Rotated channels of one head; truncated as in GPT-NeoX, so that its checkpoints mean the same here."""
         return int(self.head_dim * self.rotary_fraction)
+
+    @property
+    def rope(self) -> RopeSpec:
+        """Rotary frequencies are never scaled."""
+        return PLAIN
 
     @property
     def ff_dim(self) -> int:

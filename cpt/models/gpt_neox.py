@@ -15,6 +15,7 @@ from cpt.models.attention import attend, rotate
 from cpt.models.cache import Recall
 from cpt.models.decoder import Decoder
 from cpt.models.layers import Linear
+from cpt.models.lean import gelu, layer_norm
 from cpt.models.spec import ModelSpec
 
 
@@ -27,11 +28,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(spec.width, jnp.float32), axes=("embed",))
 
     def __call__(self, x_NxD: jax.Array) -> jax.Array:
-        x_NxD = x_NxD.astype(jnp.float32)
-        centred = x_NxD - x_NxD.mean(-1, keepdims=True)
-        variance = jnp.square(centred).mean(-1, keepdims=True)
-        normed = centred * jax.lax.rsqrt(variance + self.eps)
-        return (normed * self.scale[...] + self.bias[...]).astype(self.dtype)
+        return layer_norm(x_NxD, self.scale[...], self.bias[...], self.eps, self.dtype)
 
 
 class Attention(nnx.Module):
@@ -65,7 +62,7 @@ class MLP(nnx.Module):
         self.down = Linear(rngs, (spec.ff_dim, spec.width), ("mlp", "embed"), std_out, spec.compute_dtype)
 
     def __call__(self, x_NxD: jax.Array) -> jax.Array:
-        return self.down(jax.nn.gelu(self.up(x_NxD), approximate=self.tanh))
+        return self.down(gelu(self.up(x_NxD), self.tanh))
 
 
 class Block(nnx.Module):

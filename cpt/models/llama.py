@@ -17,6 +17,7 @@ from cpt.models.attention import attend, rotate
 from cpt.models.cache import Recall
 from cpt.models.decoder import Decoder
 from cpt.models.layers import Axes, Linear
+from cpt.models.lean import rms_norm, swiglu
 from cpt.models.llama_spec import LlamaSpec
 
 
@@ -25,13 +26,10 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, spec: LlamaSpec, shape: Sequence[int], axes: Axes):
         self.eps, self.dtype = spec.norm_eps, jnp.dtype(spec.compute_dtype)
-        self.over = tuple(range(-len(shape), 0))
         self.scale = nnx.Param(jnp.ones(shape, jnp.float32), axes=tuple(axes))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.astype(jnp.float32)
-        normed = x * jax.lax.rsqrt(jnp.square(x).mean(self.over, keepdims=True) + self.eps)
-        return (normed * self.scale[...]).astype(self.dtype)
+        return rms_norm(x, self.scale[...], self.eps, self.dtype)
 
 
 class Attention(nnx.Module):
@@ -87,7 +85,7 @@ class MLP(nnx.Module):
         self.down = Linear(rngs, outward, axes[::-1], std_out, dtype, bias=False)
 
     def __call__(self, x_NxD: jax.Array) -> jax.Array:
-        return self.down(jax.nn.silu(self.gate(x_NxD)) * self.up(x_NxD))
+        return self.down(swiglu(self.gate(x_NxD), self.up(x_NxD)))
 
 
 class Block(nnx.Module):

@@ -11,7 +11,8 @@ from cpt.errors import ConfigError, nearest
 
 INITS = ("neox",)
 COMPUTE_DTYPES = ("float32", "bfloat16")
-REMATS = ("none", "full")
+REMATS = ("none", "names", "dots", "full", "offload")
+UNROLLED_UP_TO = 32  # layers; a program of more compiles for minutes
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class DecoderSpec:
     """Hyper-parameters of a decoder of any family: what plans, sharding, conversion and evaluators may rely on.
 
     Attributes:
-      family, layers, width, heads, vocab_size, context, init, init_std, compute_dtype, remat: as in `ModelSpec`.
+      family, layers, width, heads, vocab_size, context, init, init_std, compute_dtype, remat, scan_layers: as in
+        `ModelSpec`.
       head_dim: channels of one attention head.
       rotary_dim, rotary_base, rope: rotated channels of a head, and the frequencies they turn with.
       kv_heads: heads of keys and values, each shared by `heads / kv_heads` query heads.
@@ -43,6 +45,11 @@ class DecoderSpec:
         family = raw.get("family") or "gpt_neox"
         registry.check("cpt.models", str(family), f"{where}.family" if where else "family")
         return SPECS.get(family, ModelSpec)
+
+
+def is_scanned(spec: DecoderSpec) -> bool:
+    """Whether the layers are one block in a loop rather than one after the other in the program."""
+    return spec.layers > UNROLLED_UP_TO if spec.scan_layers is None else spec.scan_layers
 
 
 def check_counts(spec: Any, *fields: str) -> None:

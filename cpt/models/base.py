@@ -12,11 +12,13 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
 from cpt.errors import ConfigError
 from cpt.models import layout
+from cpt.models._spec import is_scanned
 from cpt.models.cache import Cache
 from cpt.models.spec import DecoderSpec
 from cpt.registry import find
@@ -62,6 +64,8 @@ class Model:
         Raises:
           ConfigError: the rows are longer than `spec.context`.
         """
+        if is_scanned(self.spec):  # layers are copied behind each other, and half as much is copied then
+            params = self.narrow(params)
         with layout.over(self.mesh):
             return self._bound(params, tokens_BxL)(tokens_BxL, segments_BxL)
 
@@ -96,6 +100,16 @@ class Model:
     def head(self, params: Params) -> jax.Array:
         """The output matrix [D, V], float32: `logits = hidden @ head`; of a tied model the embedding, transposed."""
         return params["embed"]["embedding"].T if self.spec.tied else params["head"]["kernel"]
+
+    def narrow(self, params: Params) -> Params:
+        """`params` with the matrices of products in the compute dtype, as every product would cast them.
+
+        Of a model whose embedding is its output head that one stays: what is looked up is summed up in float32. The
+        results of `apply` are the same bits. For what reads parameters many times: micro-batches, layers in a loop.
+        """
+        dtype = jnp.dtype(self.spec.compute_dtype)
+        is_factor = nnx.to_pure_dict(self._skeleton[1], extract_fn=lambda v: v.get_metadata().get("factor", False))
+        return jax.tree.map(lambda leaf, factor: leaf.astype(dtype) if factor else leaf, params, is_factor)
 
     def logical_axes(self) -> dict[str, Any]:
         """The tree of `init` with a tuple of logical names per parameter, one name or None per dimension.

@@ -9,13 +9,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
+from cpt.models._spec import DecoderSpec, is_scanned
 from cpt.models.attention import rotary_table
 from cpt.models.cache import Cache
 from cpt.models.layers import Embed, Head, deviations
 from cpt.models.layout import by_token
-from cpt.models.spec import DecoderSpec
+from cpt.models.recomputing import recomputing
+
+Run = Callable[[tuple[nnx.GraphDef, nnx.State], jax.Array], jax.Array]
 
 
 class Decoder(nnx.Module):
@@ -47,7 +52,10 @@ class Decoder(nnx.Module):
             self.head = Head(rngs, spec, std_in)
 
     def __call__(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None = None) -> jax.Array:
-        *_, x_NxD = self.stream(tokens_BxL, segments_BxL)
+        if is_scanned(self.spec):
+            x_NxD = self._scanned(tokens_BxL, segments_BxL)
+        else:
+            *_, x_NxD = self.stream(tokens_BxL, segments_BxL)
         return self.ln_final(x_NxD).reshape(*tokens_BxL.shape, -1)
 
     def decode(self, tokens_BxT: jax.Array, cache: Cache) -> jax.Array:
@@ -66,18 +74,30 @@ class Decoder(nnx.Module):
 
     def stream(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None) -> Iterator[jax.Array]:
         """The residual stream [B * L, d] before each block, and after the last one."""
-        batch, length = tokens_BxL.shape
-        rotary = self._rotary(length)
-        x_NxD = by_token(self.embed(tokens_BxL.reshape(-1)))
-
-        def run(block: nnx.Module, x_NxD: jax.Array) -> jax.Array:
-            return by_token(block(x_NxD, rotary, batch, segments_BxL))
-
-        run = nnx.remat(run) if self.spec.remat == "full" else run
+        x_NxD, run = self._begin(tokens_BxL, segments_BxL)
         for i in range(self.spec.layers):
             yield x_NxD
-            x_NxD = run(self.layers[str(i)], x_NxD)
+            x_NxD = run(nnx.split(self.layers[str(i)]), x_NxD)
         yield x_NxD
+
+    def _scanned(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None) -> jax.Array:
+        """The last of `stream`, by a program that holds one block; its parameters are laid behind each other for it."""
+        x_NxD, run = self._begin(tokens_BxL, segments_BxL)
+        graphs, states = zip(*(nnx.split(self.layers[str(i)]) for i in range(self.spec.layers)), strict=True)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        return jax.lax.scan(lambda x_NxD, state: (run((graphs[0], state), x_NxD), None), x_NxD, stacked)[0]
+
+    def _begin(self, tokens_BxL: jax.Array, segments_BxL: jax.Array | None) -> tuple[jax.Array, Run]:
+        """The embedded tokens, and what takes the stream through a block that was split into graph and state."""
+        batch, length = tokens_BxL.shape
+        rotary = self._rotary(length)
+
+        def run(graph: nnx.GraphDef, state: nnx.State, x_NxD: jax.Array) -> jax.Array:
+            x_NxD = checkpoint_name(x_NxD, "block_input")
+            return by_token(nnx.merge(graph, state)(x_NxD, rotary, batch, segments_BxL))
+
+        run = recomputing(self.spec.remat, run)
+        return by_token(self.embed(tokens_BxL.reshape(-1))), lambda block, x_NxD: run(*block, x_NxD)
 
     def _rotary(self, length: int) -> tuple[jax.Array, jax.Array]:
         return rotary_table(length, self.spec.rotary_dim, self.spec.rotary_base, self.spec.rope)

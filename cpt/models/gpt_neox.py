@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from cpt.models.attention import attend, rotate
 from cpt.models.cache import Recall
@@ -46,10 +47,10 @@ class Attention(nnx.Module):
     def __call__(
         self, x_NxD: jax.Array, rotary: tuple, batch: int, segments_BxL: jax.Array | None, recall: Recall = attend
     ) -> jax.Array:
-        qkv_NxHx3xK = self.qkv(x_NxD)
+        qkv_NxHx3xK = checkpoint_name(self.qkv(x_NxD), "qkv")
         qkv_BxLxHx3xK = qkv_NxHx3xK.reshape(batch, -1, *qkv_NxHx3xK.shape[1:])
         q, k, v = qkv_BxLxHx3xK.transpose(3, 0, 2, 1, 4)
-        mixed_BxHxLxK = recall(rotate(q, *rotary), rotate(k, *rotary), v, segments_BxL)
+        mixed_BxHxLxK = checkpoint_name(recall(rotate(q, *rotary), rotate(k, *rotary), v, segments_BxL), "mixed")
         return self.out(mixed_BxHxLxK.transpose(0, 2, 1, 3).reshape(x_NxD.shape))
 
 
@@ -62,7 +63,7 @@ class MLP(nnx.Module):
         self.down = Linear(rngs, (spec.ff_dim, spec.width), ("mlp", "embed"), std_out, spec.compute_dtype)
 
     def __call__(self, x_NxD: jax.Array) -> jax.Array:
-        return self.down(gelu(self.up(x_NxD), self.tanh))
+        return self.down(gelu(checkpoint_name(self.up(x_NxD), "inner"), self.tanh))
 
 
 class Block(nnx.Module):

@@ -17,9 +17,13 @@ from cpt.models.layout import gathered
 Axes = Sequence[str | None]
 
 
-def normal(rngs: nnx.Rngs, shape: Sequence[int], axes: Axes, std: float) -> nnx.Param:
-    """A parameter of independent normal numbers."""
-    return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32), axes=tuple(axes))
+def normal(rngs: nnx.Rngs, shape: Sequence[int], axes: Axes, std: float, factor: bool = False) -> nnx.Param:
+    """A parameter of independent normal numbers.
+
+    Args:
+      factor: it is only ever multiplied, in the compute dtype (`Model.narrow`).
+    """
+    return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32), axes=tuple(axes), factor=factor)
 
 
 def deviations(spec: DecoderSpec) -> tuple[float, float]:
@@ -50,7 +54,7 @@ class Linear(nnx.Module):
     ):
         """`shape` and `axes` describe the kernel; its first `inputs` dimensions are summed over."""
         self.outputs, self.dtype, self.has_bias = tuple(shape[inputs:]), jnp.dtype(dtype), bias
-        self.kernel = normal(rngs, shape, axes, std)
+        self.kernel = normal(rngs, shape, axes, std, factor=True)
         if bias:
             self.bias = nnx.Param(jnp.zeros(self.outputs, jnp.float32), axes=tuple(axes[inputs:]))
 
@@ -79,4 +83,4 @@ class Head(nnx.Module):
     """Output matrix [d, V]; it holds the parameter only, the objective multiplies by it in chunks."""
 
     def __init__(self, rngs: nnx.Rngs, spec: DecoderSpec, std: float):
-        self.kernel = normal(rngs, (spec.width, spec.vocab_size), ("embed", "vocab"), std)
+        self.kernel = normal(rngs, (spec.width, spec.vocab_size), ("embed", "vocab"), std, factor=True)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from cpt.models.attention import attend, rotate
 from cpt.models.cache import Recall
@@ -61,11 +62,11 @@ class Attention(nnx.Module):
     def __call__(
         self, x_NxD: jax.Array, rotary: tuple, batch: int, segments_BxL: jax.Array | None, recall: Recall = attend
     ) -> jax.Array:
-        q, k, v = self.q(x_NxD), self.k(x_NxD), self.v(x_NxD)
+        q, k, v = (checkpoint_name(project(x_NxD), "qkv") for project in (self.q, self.k, self.v))
         if self.normed:
             q, k = self.norm_q(q), self.norm_k(k)
         q, k, v = (t.reshape(batch, -1, *t.shape[1:]).transpose(0, 2, 1, 3) for t in (q, k, v))
-        mixed_BxHxLxK = recall(rotate(q, *rotary), rotate(k, *rotary), v, segments_BxL)
+        mixed_BxHxLxK = checkpoint_name(recall(rotate(q, *rotary), rotate(k, *rotary), v, segments_BxL), "mixed")
         return self.out(mixed_BxHxLxK.transpose(0, 2, 1, 3).reshape(len(x_NxD), -1))
 
 
@@ -85,7 +86,7 @@ class MLP(nnx.Module):
         self.down = Linear(rngs, outward, axes[::-1], std_out, dtype, bias=False)
 
     def __call__(self, x_NxD: jax.Array) -> jax.Array:
-        return self.down(swiglu(self.gate(x_NxD), self.up(x_NxD)))
+        return self.down(swiglu(*(checkpoint_name(project(x_NxD), "inner") for project in (self.gate, self.up))))
 
 
 class Block(nnx.Module):

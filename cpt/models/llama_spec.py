@@ -46,7 +46,7 @@ class LlamaSpec(DecoderSpec):
         whole "width" of all heads (OLMo 2).
       bias: "none"; "qkv" for queries, keys and values (Qwen2); "attention" for the output projection too.
       tied: the embedding is the output head too.
-      init, init_std, compute_dtype, remat: as in `ModelSpec`.
+      init, init_std, compute_dtype, remat, scan_layers: as in `ModelSpec`.
     """
 
     layers: int
@@ -69,6 +69,7 @@ class LlamaSpec(DecoderSpec):
     init_std: float | None = None
     compute_dtype: str = "float32"
     remat: str = "none"
+    scan_layers: bool | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigError for the first field that is out of range or contradicts another."""
@@ -89,7 +90,7 @@ class LlamaSpec(DecoderSpec):
         check_positive(self, "rotary_base", "norm_eps", "init_std")
         check_names(self, {"norm_placement": NORM_PLACEMENTS, "qk_norm": QK_NORMS, "bias": BIASES})
         check_names(self, {"init": INITS, "compute_dtype": COMPUTE_DTYPES, "remat": REMATS})
-        check_flags(self, "tied")
+        check_flags(self, "tied", *(["scan_layers"] if self.scan_layers is not None else []))
 
     @property
     def rotary_dim(self) -> int:

@@ -23,7 +23,7 @@ from cpt.models.rope import PLAIN, RopeSpec
 
 GELUS = ("tanh", "exact")
 ATTENTION_COUNTS = ("causal", "palm")
-MAY_DIFFER = frozenset({"compute_dtype", "context", "remat", "init", "init_std"})
+MAY_DIFFER = frozenset({"compute_dtype", "context", "remat", "scan_layers", "init", "init_std"})
 """Fields that say how a model computes or started, not what its parameters are."""
 
 
@@ -46,7 +46,10 @@ class ModelSpec(DecoderSpec):
         2019, arXiv 1910.05895), and both output projections of a block with Wang's std 2 / (layers sqrt(d)).
       init_std: one standard deviation for every matrix in place of `init`'s two.
       compute_dtype: dtype of weights and activations in the forward pass; parameters are always float32.
-      remat: "full" keeps only each block's input and recomputes the rest in the backward pass.
+      remat: what is computed again in the backward pass to keep less: "none", "names" (norms and activations), "dots"
+        (all but products by a weight), "full" (all but each block's input), "offload" (which lies on the host).
+      scan_layers: one block in a loop, which compiles faster, instead of all of them in a row, which runs faster; None
+        is the loop beyond 32 layers. The parameters are the same.
     """
 
     layers: int
@@ -65,6 +68,7 @@ class ModelSpec(DecoderSpec):
     init_std: float | None = None
     compute_dtype: str = "float32"
     remat: str = "none"
+    scan_layers: bool | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigError for the first field that is out of range or contradicts another."""
@@ -82,7 +86,7 @@ class ModelSpec(DecoderSpec):
                 f"model.rotary_fraction: {self.rotary_fraction} of {self.head_dim} channels per head rotates "
                 f"{self.rotary_dim}, and channels rotate in pairs; choose a fraction that gives an even number"
             )
-        check_flags(self, "parallel_residual")
+        check_flags(self, "parallel_residual", *(["scan_layers"] if self.scan_layers is not None else []))
 
     @property
     def head_dim(self) -> int:

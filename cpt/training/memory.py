@@ -104,23 +104,29 @@ def estimate(spec: RunSpec, sizes: Mapping[str, int]) -> Memory:
 
 
 def activation_bytes(spec: RunSpec, tensor: int) -> float:
-    """Bytes kept per token for the backward pass of all layers.
+    """Bytes kept per token for the backward pass of all layers; what `model.remat` keeps is in `models.recomputing`.
 
     Without recomputation a layer keeps the residual stream and what each norm gives, whole in width, and split over
-    `tensor` queries, keys and values before and after rotation, what attention gives, the MLP's hidden layer (three
-    arrays, as in SwiGLU), and the attention weights of the visible half. With `remat="full"` it keeps its input, and
-    one layer at a time has the rest.
+    `tensor` queries, keys and values, what attention gives, the MLP's hidden layer (three arrays, as in SwiGLU), and
+    the attention weights of the visible half. With it, one layer at a time has the rest.
     """
     model, length = spec.model, spec.batch.length
     item = 2 if model.compute_dtype == "bfloat16" else 4
-    width, projected = model.width, (model.heads + model.kv_heads) * model.head_dim
-    residual = item * width
-    norms = 2 * (item + 4) * width
-    split = item * (3 * projected + 3 * model.ff_dim) + (4 + item) * model.heads * length / 2
-    layer = norms + split / tensor
-    if model.remat == "full":
-        return model.layers * residual + layer
-    return model.layers * (residual + layer)
+    residual = item * model.width
+    projected = item * (model.heads + 2 * model.kv_heads) * model.head_dim / tensor
+    mixed = item * model.heads * model.head_dim / tensor
+    hidden = item * model.ff_dim / tensor
+    weights = (4 + item) * model.heads * length / 2 / tensor
+    layer = 2 * residual + projected + mixed + 3 * hidden + weights
+    if model.remat == "none":
+        return model.layers * (residual + layer)
+    kept = {
+        "names": residual + projected + mixed + 2 * hidden,
+        "dots": 3 * residual + projected + 2 * hidden,
+        "full": residual,
+        "offload": 0.0,
+    }
+    return model.layers * kept[model.remat] + layer
 
 
 def logit_bytes(spec: RunSpec, tokens: float, tensor: int) -> float:

@@ -63,8 +63,11 @@ def make_train_step(
         # Row i goes to micro-batch i % accumulate: each device keeps its own rows, nothing moves.
         micro_AxB = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
+        narrow = model.narrow(params)  # once, not once per micro-batch
+
         def add(total: Any, micro: dict[str, jax.Array]):
-            return jax.tree.map(jnp.add, total, value_and_grad(params, micro, multipliers_K, denominator)), None
+            value, grads = value_and_grad(narrow, micro, multipliers_K, denominator)
+            return jax.tree.map(lambda sum, x: sum + x.astype(sum.dtype), total, (value, grads)), None
 
         first = jax.tree.map(lambda x: x[0], micro_AxB)
         shapes = jax.eval_shape(value_and_grad, params, first, multipliers_K, denominator)

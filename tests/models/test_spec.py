@@ -79,7 +79,7 @@ SMALL = ModelSpec(layers=2, width=32, heads=4, vocab_size=50, context=16)
         ({"init_std": -0.02}, "model.init_std: -0.02 must be positive"),
         ({"gelu": "tanhh"}, "model.gelu: no 'tanhh'; did you mean 'tanh'?"),
         ({"compute_dtype": "bf16"}, "did you mean 'bfloat16'?"),
-        ({"remat": "some"}, "there are: none, full"),
+        ({"remat": "some"}, "there are: none, names, dots, full, offload"),
         ({"parallel_residual": "no"}, "model.parallel_residual: 'no' must be True or False"),
     ],
 )

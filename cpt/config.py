@@ -60,11 +60,15 @@ class GridSpec:
       dense: every step up to this one (the stability gap lives in the first tens of steps).
       geometric: 1, 2, 4, ... up to this step.
       every: then at this interval.
+      ring: the parameters after each of the first so many updates are kept on the devices for a while, and those around
+        the worst loss of each set are evaluated too: it finds the peak of the gap to one update, like `dense`, at a
+        tenth of the evaluations.
     """
 
     dense: int = 0
     geometric: int = 64
     every: Duration = Duration(fraction=0.05)
+    ring: int = 0
 
 
 @dataclass(frozen=True)
@@ -245,6 +249,7 @@ def _counts(spec: RunSpec) -> Iterator[tuple[str, int | None, int]]:
     for name, phase in spec.phases.items():
         yield f"phases.{name}.evaluate.dense", phase.evaluate.dense, 0
         yield f"phases.{name}.evaluate.geometric", phase.evaluate.geometric, 0
+        yield f"phases.{name}.evaluate.ring", phase.evaluate.ring, 0
         yield f"phases.{name}.optimizer.steps", phase.optimizer.steps, 0
         yield f"phases.{name}.replay.reservoir", phase.replay.reservoir, 1
 
@@ -256,6 +261,7 @@ EXECUTION_FIELDS = (
     "notice",
     "loggers",
     "batch.accumulate",
+    "model.scan_layers",
     "guard.stall_s",
     "checkpoints.rolling_minutes",
     "checkpoints.concurrent_gb",

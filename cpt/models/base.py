@@ -101,14 +101,18 @@ class Model:
         """The output matrix [D, V], float32: `logits = hidden @ head`; of a tied model the embedding, transposed."""
         return params["embed"]["embedding"].T if self.spec.tied else params["head"]["kernel"]
 
-    def narrow(self, params: Params) -> Params:
+    def narrow(self, params: Params, embedding: bool = False) -> Params:
         """`params` with the matrices of products in the compute dtype, as every product would cast them.
 
-        Of a model whose embedding is its output head that one stays: what is looked up is summed up in float32. The
-        results of `apply` are the same bits. For what reads parameters many times: micro-batches, layers in a loop.
+        The results of `apply` are the same. For what reads parameters many times: micro-batches, layers in a loop.
+
+        Args:
+          embedding: the embedding as well; not for training, which adds up its gradient in float32.
         """
         dtype = jnp.dtype(self.spec.compute_dtype)
         is_factor = nnx.to_pure_dict(self._skeleton[1], extract_fn=lambda v: v.get_metadata().get("factor", False))
+        if embedding and "embed" in is_factor:
+            is_factor["embed"] = jax.tree.map(lambda _: True, is_factor["embed"])
         return jax.tree.map(lambda leaf, factor: leaf.astype(dtype) if factor else leaf, params, is_factor)
 
     def logical_axes(self) -> dict[str, Any]:

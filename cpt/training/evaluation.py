@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,13 +31,22 @@ class Evaluation:
     Args:
       losses: the program of each kind of sets, `grid` and `edges`; none where a plan has no such sets.
       probes: by name.
+      narrow: parameters in the dtypes that the forward pass takes them in (`Model.narrow`).
     """
 
-    def __init__(self, losses: Mapping[str, SetLosses], probes: Mapping[str, Probe]):
-        self.losses, self.probes = losses, probes
+    def __init__(
+        self,
+        losses: Mapping[str, SetLosses],
+        probes: Mapping[str, Probe],
+        narrow: Callable[[Params], Params] = lambda params: params,
+    ):
+        self.losses, self.probes, self.narrow = losses, probes, narrow
 
     def __call__(self, params: Params, kinds: Iterable[str]) -> dict[str, jax.Array]:
         """nats_PxR of the sets of these kinds, for `rows`; does not wait for them."""
+        if not (kinds := tuple(kinds)):
+            return {}
+        params = self.narrow(params)  # a snapshot is already, and must give the same bits
         return {kind: self.losses[kind](params) for kind in kinds}
 
     def rows(self, nats: Mapping[str, np.ndarray]) -> Iterator[tuple[Row, Row]]:
@@ -101,7 +111,8 @@ def build_evaluation(
         probes[name] = make(
             ProbeContext(model, probe.options, where, windows, data.tokenizer, plan, batch_of, params_at)
         )
-    return Evaluation(losses, probes)
+    narrow = jax.jit(partial(model.narrow, embedding=True))
+    return Evaluation(losses, probes, narrow if spec.model.compute_dtype != "float32" else lambda params: params)
 
 
 def without_probes(plan: RunPlan) -> RunPlan:

@@ -38,6 +38,7 @@ from cpt.training.remote import pusher
 from cpt.training.requests import Requests
 from cpt.training.sharding import BATCH, host_rows, put_batch
 from cpt.training.signals import StopRequest
+from cpt.training.snapshots import Snapshots
 from cpt.training.watchdog import Watchdog
 from cpt.training.workdir import claim, inherit
 
@@ -86,9 +87,11 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
                 inherit(run_at(spec.init.from_run), workdir, plan, start)
             claim(workdir, plan, start)
         recorder = Recorder(workdir, plan, ledger, evaluation, start, progress, guard)
+    snapshots = Snapshots(plan, evaluation, recorder.evaluated)
     rest = read_batches(plan, data, ledger, workdir, recorder.losses_at, start, rows)
 
     def save(step: int, kinds: tuple[str, ...], last: bool) -> None:
+        snapshots.settle()
         recorder.drain()  # a checkpoint must not be newer than the rows on disk
         recorder.write_ledger()
         # While updates fail, the rolling ones of before must not be pushed out: the way back leads through them.
@@ -120,8 +123,9 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
             if (spike := guard.due(step)) is not None:
                 with recorder.aside():
                     state = go_back(machine, checkpoints, guard, spike, step, state, say)
-            if kinds := plan.sets_at(step):
-                recorder.evaluated(step, evaluation(state.params, kinds))
+            if nats := evaluation(state.params, plan.sets_at(step)):
+                recorder.evaluated(step, nats)
+            snapshots.at(step, state.params, nats)
             for name in plan.probes_at(step):
                 recorder.probed(step, name, partial(evaluation.probe, name, state.params, step))
             kinds = plan.checkpoints_at(step) if step > start else ()

@@ -184,15 +184,17 @@ class Recorder:
         return self.busy_s["eval"] / max(self.busy_s["eval"] + self.busy_s["step"], 1e-9)
 
     def _write_eval(self, step: int, nats: dict[str, np.ndarray]) -> None:
-        clock, self._evaluated = self.plan.clock(step), (step, {})
+        clock, losses = self.plan.clock(step), {}
         for row, sequences in self.evaluation.rows(nats):
-            self._evaluated[1][row["set"]] = row["loss"]
+            losses[row["set"]] = row["loss"]
             row = {"step": step, "tokens": clock.tokens, "phase": clock.phase, **row, "checkpoint": IN_LOOP}
             self.sequences.write({"step": step, **sequences, "checkpoint": IN_LOOP})
             self.evals.write(row)
             if row["loss"] is not None:
                 self.board.scalar(f"eval/{row['set']}/loss", row["loss"], step)
             self.progress.evaluated(step, row)
+        if step >= self._evaluated[0]:  # not a snapshot of before
+            self._evaluated = step, losses
 
     def _write_probe(self, step: int, named: dict[str, dict[str, Any]]) -> None:
         clock = self.plan.clock(step)

@@ -1,0 +1,114 @@
+"""Snapshots after a switch, evaluated later and only where it matters.
+
+The stability gap is a peak of the loss in the first tens of updates of a phase (De Lange et al. 2023, arXiv
+2205.13452). To evaluate after each of them costs as much as training; to evaluate after a few of them misses the peak.
+A copy of the parameters costs next to nothing on the device, so the first `ring` updates of a phase are kept, every few
+of them are evaluated, and then those between the worst of these and its neighbours, until its neighbours are the
+updates beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cpt.plan import RunPlan
+from cpt.training.evaluation import Evaluation
+
+KIND = "grid"
+
+
+class Snapshots:
+    """The parameters after the first updates of a phase, on their devices, in the dtype that products take them in.
+
+    What is kept is settled when the last update of the ring is done and before a checkpoint is saved: a run that goes
+    on from there has all rows of before.
+
+    Args:
+      evaluation: asked for the sets of the grid.
+      found: gets a step and the nats of its evaluation (`Recorder.evaluated`).
+    """
+
+    def __init__(self, plan: RunPlan, evaluation: Evaluation, found: Callable[[int, dict[str, jax.Array]], None]):
+        self.plan, self.evaluation, self.found = plan, evaluation, found
+        self._copy = jax.jit(lambda params: jax.tree.map(jnp.copy, evaluation.narrow(params)))
+        self._kept: dict[int, Any] = {}
+        self._nats: dict[int, Mapping[str, jax.Array]] = {}
+        self._losses: dict[int, dict[str, float]] = {}
+
+    def at(self, step: int, params: Any, nats: Mapping[str, jax.Array]) -> None:
+        """The parameters after `step` updates, and the nats of the sets that were evaluated there, if any."""
+        phase = self.plan.phase_at(step)
+        first, ring = phase.first_step, phase.spec.evaluate.ring
+        if not ring or KIND not in self.evaluation.losses or step > first + ring:
+            return
+        if step == first:
+            self.settle()  # of a phase that was shorter than its ring
+            self._nats.clear()
+            self._losses.clear()
+        if KIND in nats:
+            self._nats[step] = nats
+        elif step > first:
+            self._kept[step] = self._copy(params)
+        if step == first + ring:
+            self.settle()
+
+    def settle(self) -> None:
+        """Evaluate of the kept ones those around the worst loss of each set, and let go of all."""
+        if not self._kept:
+            return
+        for step, nats in self._nats.items():
+            self._note(step, nats)
+        self._nats.clear()
+        spacing = math.isqrt(self.plan.phase_at(min(self._kept)).spec.evaluate.ring)
+        wanted = spaced(sorted(self._kept), self._losses, spacing)
+        while wanted:
+            for step in wanted:
+                nats = self.evaluation(self._kept.pop(step), (KIND,))
+                self.found(step, nats)
+                self._note(step, nats)
+            wanted = beside_the_worst(self._losses, self._kept)
+        self._kept.clear()
+
+    def _note(self, step: int, nats: Mapping[str, jax.Array]) -> None:
+        rows = self.evaluation.losses[KIND].rows(jax.device_get(nats[KIND]))
+        self._losses[step] = {row["set"]: row["loss"] for row, _ in rows}
+
+
+def spaced(kept: list[int], known: Iterable[int], spacing: int) -> list[int]:
+    """Of the steps `kept`, in order, the fewest so that no `spacing` of them in a row have no evaluation; and the last.
+
+    Args:
+      known: steps that are evaluated already.
+    """
+    chosen, known = [], set(known)
+    last = max((s for s in known if s < kept[0]), default=kept[0] - 1)
+    for step in sorted({*kept, *known}):
+        if step in known:
+            last = max(last, step)
+        elif step - last >= spacing or step == kept[-1]:
+            chosen.append(step)
+            last = step
+    return chosen
+
+
+def beside_the_worst(losses: Mapping[int, Mapping[str, float]], kept: Iterable[int]) -> list[int]:
+    """For each set the middle one of the kept steps on either side of its worst loss, up to the next evaluated step.
+
+    Args:
+      losses: of each set, by step.
+      kept: steps that can still be evaluated.
+    """
+    known, kept, out = sorted(losses), sorted(kept), set()
+    for name in losses[known[0]]:
+        worst = max(known, key=lambda s: losses[s][name] if math.isfinite(losses[s][name]) else -math.inf)
+        below = max((s for s in known if s < worst), default=None)
+        above = min((s for s in known if s > worst), default=None)
+        sides = [[s for s in kept if below is not None and below < s < worst]]
+        sides += [[s for s in kept if above is not None and worst < s < above]]
+        out |= {side[len(side) // 2] for side in sides if side}
+    return sorted(out)

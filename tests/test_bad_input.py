@@ -216,7 +216,7 @@ MACHINE = {
     "eight devices, six rows": toy_case(
         "--config.batch.sequences=6",
         says=("mesh: 6 rows per micro-batch cannot be split over", "8 divides it", "batch.sequences"),
-        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+        XLA_FLAGS=f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
     ),
     "mesh of too many": toy_case("--config.mesh.data=3", says=("mesh: data 3", "not the number of devices, 1")),
 }

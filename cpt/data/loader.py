@@ -73,9 +73,19 @@ class Batches:
         )
 
 
+READ_AHEAD_BYTES, READ_AHEAD = 2**26, (4, 64)
+
+
 def start_at(
-    batches: Batches, step: int, prefetch: int = 4, stop: int | None = None
+    batches: Batches, step: int, prefetch: int | None = None, stop: int | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches from `step` to `stop` (the end of the plan), `prefetch` of them read ahead by threads."""
+    """The batches from `step` to `stop` (the end of the plan), `prefetch` of them read ahead by threads.
+
+    None reads 64 MB ahead, at least 4 batches and at most 64. A pause of the disk is waited out if it is shorter than
+    the updates that take, and of small batches, whose updates are short, there are more.
+    """
+    if prefetch is None:
+        row = 12 * batches.length * batches.mix.plan.spec.batch.sequences  # ids, targets and weights of 4 bytes
+        prefetch = min(max(READ_AHEAD_BYTES // row, READ_AHEAD[0]), READ_AHEAD[1])
     rest = grain.MapDataset.source(batches)[step:stop]
     return iter(rest.to_iter_dataset(grain.ReadOptions(num_threads=min(prefetch, 2), prefetch_buffer_size=prefetch)))

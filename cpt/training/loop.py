@@ -7,6 +7,7 @@ by the first.
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -114,6 +115,7 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
         MaintenanceWatch(stop.ask),
         Watchdog(spec.guard.stall_s, workdir) as watchdog,
         progress,
+        unswept(),
         jax.transfer_guard("disallow"),
     ):
         requests = Requests(stop, checkpoints.due, mesh)
@@ -153,6 +155,17 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
         checkpoints.close()
         recorder.close()
     return Outcome(step, stopping, recorder.busy_s)
+
+
+@contextlib.contextmanager
+def unswept() -> Iterator[None]:
+    """While this is entered, Python looks for garbage only in what is made meanwhile: updates do not wait for more."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def keeping(batches: Iterator[dict[str, np.ndarray]], save: Callable[[], None]) -> Iterator[dict[str, np.ndarray]]:

@@ -151,7 +151,7 @@ for data, fsdp in ((1, 1), (2, 1), (1, 3), (2, 4)):
 @pytest.mark.slow
 def test_the_numbers_do_not_depend_on_the_devices(tmp_path):
     code = ON_DEVICES.format(here=str(Path(__file__).parent), tmp=str(tmp_path))
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    env = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     first, *others = (json.loads(line) for line in done.stdout.splitlines())

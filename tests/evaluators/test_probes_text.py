@@ -391,7 +391,7 @@ def test_eight_devices_give_the_numbers_of_one_and_nothing_moves_unasked(tmp_pat
     )
     kinds = ("choice", "copy", "gradients", "parameters", "rankme", "spectral_alignment")
     code = EVERYWHERE.format(folder=os.path.dirname(__file__), file=file, kinds=kinds)
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **flags}, capture_output=True, text=True, timeout=400
     )

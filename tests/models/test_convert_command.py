@@ -188,7 +188,11 @@ def test_a_model_on_several_devices(tmp_path):
         "import_model(folder, run, print); export_run(run, None, out, Export(tokenizer='none'), print)\n"
         "import jax; print(jax.device_count())"
     )
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": str(ROOT)}
+    flags = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
+        "PYTHONPATH": str(ROOT),
+    }
     line = [sys.executable, "-c", code, *map(str, (folder, tmp_path / "run", tmp_path / "out"))]
     done = subprocess.run(line, env={**os.environ, **flags}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout.endswith("4\n"), done.stderr[-2000:]

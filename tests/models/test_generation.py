@@ -206,7 +206,11 @@ print(jax.device_count(), (one == four).mean())
 
 @pytest.mark.slow
 def test_rows_and_parameters_spread_over_devices_give_the_same():
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": str(ROOT)}
+    flags = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
+        "PYTHONPATH": str(ROOT),
+    }
     done = subprocess.run(
         [sys.executable, "-c", ON_FOUR], env={**os.environ, **flags}, capture_output=True, text=True, timeout=300
     )

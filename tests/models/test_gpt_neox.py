@@ -242,7 +242,7 @@ print("equal on", jax.device_count(), "devices")
 @pytest.mark.slow
 def test_a_sharded_donated_step_equals_one_device():
     """In a process of its own: the number of CPU devices is fixed when JAX starts."""
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}
     done = subprocess.run(
         [sys.executable, "-c", SHARDED], env={**os.environ, **flags}, capture_output=True, text=True, timeout=300
     )

@@ -117,7 +117,11 @@ def scenes(tmp_path_factory) -> dict[str, list[dict]]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     directory = str(tmp_path_factory.mktemp("run") / "checkpoints")
-    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}", "JAX_PLATFORMS": "cpu"}
+    env = {
+        **os.environ,
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={DEVICES}",
+        "JAX_PLATFORMS": "cpu",
+    }
     started = [
         subprocess.Popen(
             [sys.executable, __file__, directory, port, str(index)],

@@ -31,7 +31,10 @@ def found(tmp_path_factory) -> Callable[[str], dict]:
 
     @functools.cache
     def find(family: str) -> dict:
-        flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+        flags = {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
+        }
         command = [sys.executable, HERE / "sharded_steps.py", tmp_path_factory.mktemp("toy"), family]
         done = subprocess.run(command, env={**os.environ, **flags}, capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, done.stderr[-3000:]

@@ -138,8 +138,15 @@ def open_sources(
 
 
 def trained_tokenizer(spec: TokenizerSpec, source: SourceSpec, root: Path) -> Path:
-    """The file under `root` that keeps a tokenizer trained on the corpus of `source`."""
-    return root / f"tokenizer-{_hash8([dataclasses.asdict(spec), corpus_identity(source)])}.json"
+    """The file under `root` that keeps a tokenizer trained on the corpus of `source`.
+
+    Raises:
+      DataError: the one that it goes on from cannot be read.
+    """
+    identity = [dataclasses.asdict(spec), corpus_identity(source)]
+    if spec.path is not None:  # what lies there may become another one
+        identity.append(load(spec.path).hash)
+    return root / f"tokenizer-{_hash8(identity)}.json"
 
 
 def corpus_parts(spec: SourceSpec, where: str) -> list[Part]:

@@ -36,7 +36,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.samp
 
 
 def test_the_room():
-    assert list(available("cpt.data.tokenizers")) == ["bpe", "byte", "file", "sentencepiece"]
+    assert list(available("cpt.data.tokenizers")) == ["bpe", "byte", "continued_bpe", "file", "sentencepiece"]
 
 
 @pytest.mark.parametrize("tokenizer", [byte(), BPE], ids=["byte", "bpe"])

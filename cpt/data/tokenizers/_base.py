@@ -23,12 +23,13 @@ class TokenizerSpec:
     """Which tokenizer a run uses.
 
     Attributes:
-      kind: a file of `cpt/data/tokenizers` (`byte`, `bpe`, `file`, `sentencepiece`), or `package.module:name`.
-      vocab_size: ids to learn, the end-of-document id included (`bpe`).
-      train_on: name of the source whose corpus trains it (`bpe`).
+      kind: a file of `cpt/data/tokenizers` (`byte`, `bpe`, `continued_bpe`, `file`, `sentencepiece`), or
+        `package.module:name`.
+      vocab_size: ids to learn, the end-of-document id included (`bpe`); with those that are there (`continued_bpe`).
+      train_on: name of the source whose corpus trains it (`bpe`, `continued_bpe`).
       path: a Hugging Face `tokenizer.json` or a SentencePiece `.model`, or the folder that holds it (`file`,
-        `sentencepiece`).
-      max_bytes: train on the first so many UTF-8 bytes of text only (`bpe`).
+        `sentencepiece`); the one that is trained on (`continued_bpe`).
+      max_bytes: train on the first so many UTF-8 bytes of text only (`bpe`, `continued_bpe`).
       eod_token: name of the end-of-document token, where it cannot be told from the usual names (`file`,
         `sentencepiece`).
     """

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cpt.data.tokenizers._base import load
+from cpt.data.tokenizers._base import Piece, load
 from cpt.errors import ConfigError
 
 
@@ -24,7 +24,7 @@ def extended(old: Path, new: Path) -> dict[str, Any]:
       ConfigError: one of them is no BPE, or they spell bytes and blanks differently.
       DataError: one of them cannot be read.
     """
-    (a, content), (b, other) = _content(old), _content(new)
+    (a, content), (b, other) = bpe_content(old), bpe_content(new)
     if _spelling(content) != _spelling(other):
         raise ConfigError(
             f"{new}: spells {_spelling(other)}, {old} {_spelling(content)}; train the new tokenizer in the form of the "
@@ -33,19 +33,33 @@ def extended(old: Path, new: Path) -> dict[str, Any]:
     model, theirs = content["model"], other["model"]
     special = {token["content"] for token in other.get("added_tokens", [])}
     before = load(a).pieces()
-    # With the added ones, which would otherwise get the ids behind the larger vocabulary.
-    kept = {piece.name: i for i, piece in enumerate(before) if piece is not None}
-    fresh = [t for t in sorted(theirs["vocab"], key=theirs["vocab"].get) if t not in kept.keys() | special]
-    vocab = kept | {token: i for i, token in enumerate(fresh, len(before))}
-    known = {_pair(merge) for merge in model["merges"]}
+    kept = {piece.name for piece in before if piece is not None}
+    fresh = [t for t in sorted(theirs["vocab"], key=theirs["vocab"].get) if t not in kept | special]
+    known, vocab = {_pair(merge) for merge in model["merges"]}, kept | {*fresh}
     merges = [merge for merge in map(_pair, theirs["merges"]) if merge not in known]
     usable = [m for m in merges if m[0] in vocab and m[1] in vocab and "".join(m) in vocab]
-    together = [*map(_pair, model["merges"]), *usable]
     load(b)  # one that cannot be read is an error here, not in what becomes of it
-    return {**content, "model": {**model, "vocab": vocab, "merges": [list(merge) for merge in together]}}
+    return with_tokens(content, before, fresh, usable)
 
 
-def _content(path: Path) -> tuple[Path, dict[str, Any]]:
+def with_tokens(
+    content: dict[str, Any], pieces: list[Piece | None], fresh: list[str], merges: list[tuple[str, str]]
+) -> dict[str, Any]:
+    """The content of a BPE's `tokenizer.json` with tokens and merges behind its own; `pieces` are those it has."""
+    # With the added ones, which would otherwise get the ids behind the larger vocabulary.
+    kept = {piece.name: i for i, piece in enumerate(pieces) if piece is not None}
+    vocab = kept | {token: i for i, token in enumerate(fresh, len(pieces))}
+    together = [*map(_pair, content["model"]["merges"]), *merges]
+    return {**content, "model": {**content["model"], "vocab": vocab, "merges": [list(merge) for merge in together]}}
+
+
+def bpe_content(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The `tokenizer.json` at `path`, a file or its folder, and its content.
+
+    Raises:
+      ConfigError: it is no BPE.
+      DataError: it cannot be read.
+    """
     tokenizer = load(path)
     file = path / "tokenizer.json" if path.is_dir() else path
     content = json.loads(file.read_text(encoding="utf-8")) if file.suffix != ".model" else {}

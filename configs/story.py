@@ -1,9 +1,25 @@
-"""A model's whole life in four commands: pre-trained, exported, brought back with a larger vocabulary, continued, judged.
+"""A model's life in four commands: pre-trained, exported, brought back with a larger vocabulary, continued, judged.
 
     python -m cpt.main --config=configs/story.py:pretrain --workdir=runs/story/pretrain
     python -m cpt.convert export --workdir=runs/story/pretrain --out=models/story
     python -m cpt.main --config=configs/story.py:continue --workdir=runs/story/continue
     python -m cpt.report --workdir=runs/story/pretrain,runs/story/continue --out=story.html
+
+`:pretrain` learns English prose, with a BPE of 2,048 ids trained on it. The export is a Hugging Face directory, which
+`transformers` loads. `:continue` starts from it on Python code: the training of the tokenizer goes on on code up to
+3,072 ids (2512.03989), the new rows of embedding and head are drawn around the old ones (`gaussian`), a quarter of each
+batch is prose again. Both texts are this Python's standard library; for a story of your own, change `sources`.
+
+A token of the second part stands for more text than one of the first, so nats per token cannot be compared. The report
+sees that and gives everything in bits per byte. The sets take all that was held out, so both parts score the same text
+but for its last few bytes.
+
+300 + 300 steps, about 70 s and 85 s of processor time. To expect (CPython 3.11.7, jax 0.10.1, CPU; bits per byte, ±
+half of the 95 % interval over documents; other Pythons carry other text):
+
+             pretrain          continue
+    prose    3.684 -> 2.092    2.140 -> 2.092  (-0.048 ± 0.013), depth of the gap 0.155
+    code     4.144 -> 2.649    2.683 -> 1.636  (-1.047 ± 0.123)
 """
 
 from pathlib import Path

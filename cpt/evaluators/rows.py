@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
@@ -31,7 +31,8 @@ class Curve:
     Attributes:
       steps: optimizer updates done.
       tokens: tokens trained on so far.
-      loss: nats per token; higher = worse; NaN where an evaluation had no finite loss.
+      loss: nats per token, or bits per byte of a run that is read so; higher = worse; NaN where an evaluation had no
+        finite loss.
       bits_per_byte: bits per UTF-8 byte of raw text, NaN where the row has none.
     """
 
@@ -53,7 +54,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What lies in one run directory. Missing files are empty dicts and lists."""
+    """What lies in one run directory. Missing files are empty dicts and lists.
+
+    With `per_byte` losses are bits per byte of text instead of nats per token, and so is all that is derived from them:
+    runs of different tokenizers have nothing else in common. A set scores the same tokens and bytes at every step, so
+    that is one factor for its curve and its sequences; a set whose bytes nobody knows has no losses then.
+    """
 
     path: Path
     plan: Row
@@ -65,6 +71,7 @@ class RunFiles:
     summary: Row
     eval_sets: Row
     probes: list[Row] = field(default_factory=list)
+    per_byte: bool = False
 
     @property
     def name(self) -> str:
@@ -111,15 +118,28 @@ class RunFiles:
         by_set: dict[str, dict[int, Row]] = {name: {} for name in self.set_names}
         for row in self.evals:
             by_set[row["set"]][row["step"]] = row
-        return {name: _curve([rows[s] for s in sorted(rows)]) for name, rows in by_set.items() if rows}
+        curves = {name: _curve([rows[s] for s in sorted(rows)]) for name, rows in by_set.items() if rows}
+        return {n: replace(c, loss=c.bits_per_byte) for n, c in curves.items()} if self.per_byte else curves
 
     @cached_property
     def sequences(self) -> dict[str, dict[int, Row]]:
         """Per set and step the row of per-sequence sums: the population that the bootstrap resamples."""
         by_set: dict[str, dict[int, Row]] = {}
+        factors = self._bits_per_byte_of_a_nat() if self.per_byte else {}
         for row in _lines(self.path / "eval_sequences.jsonl", ("step", "set", "nats", "tokens")):
+            if self.per_byte:
+                row = row | {"nats": [number(n) * factors.get(row["set"], math.nan) for n in row["nats"]]}
             by_set.setdefault(row["set"], {})[row["step"]] = row
         return by_set
+
+    def _bits_per_byte_of_a_nat(self) -> dict[str, float]:
+        """Of each set that says how many bytes it scores: what turns its nats per token into bits per byte."""
+        known = [r for r in self.evals if r.get("bytes") and r.get("tokens_scored")]
+        return {r["set"]: r["tokens_scored"] / r["bytes"] / math.log(2) for r in known}
+
+    def bytes_scored(self, set_name: str) -> int | None:
+        """UTF-8 bytes of the text that each evaluation of a set scores; None where the tokenizer cannot say."""
+        return next((r.get("bytes") for r in reversed(self.evals) if r["set"] == set_name), None)
 
     def documents(self, set_name: str) -> list[int] | None:
         """The document that each sequence of a set begins in; None for a run that does not say."""

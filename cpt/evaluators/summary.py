@@ -141,12 +141,12 @@ def summary_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def gap_cells(gap: dict[str, Any] | None) -> list[str]:
+def gap_cells(gap: dict[str, Any] | None, unit: str = "nat·tok") -> list[str]:
     """depth, peak at, recovered, area in words; dashes where the loss never rose above its reference."""
     if not gap or not gap["depth"]:
         return [fmt.DASH] * 4
     back = "not yet" if gap["recovery_tokens"] is None else f"{fmt.tokens(gap['recovery_tokens'])} tok"
-    return [fmt.nats(gap["depth"]), f"{fmt.tokens(gap['peak_tokens'])} tok", back, f"{fmt.tokens(gap['area'])} nat·tok"]
+    return [fmt.nats(gap["depth"]), f"{fmt.tokens(gap['peak_tokens'])} tok", back, f"{fmt.tokens(gap['area'])} {unit}"]
 
 
 def only_at_edges(run: RunFiles, set_name: str) -> bool:

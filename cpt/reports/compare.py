@@ -40,7 +40,8 @@ def write_comparison(
     names = list(comparison.runs)
     told = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
     again_s = None if all(r.summary["finished"] for r in comparison.runs.values()) else again_s
-    return write_atomic(Path(out), render(f"{len(names)} runs compared", sections_of(comparison), told, again_s))
+    title, sections = f"{len(names)} runs compared", sections_of(comparison)
+    return write_atomic(Path(out), render(title, sections, told, again_s, comparison.unit))
 
 
 def sections_of(comparison: Comparison) -> list[Section]:

@@ -32,7 +32,8 @@ class Comparison:
       styles: line style of each run.
       sort: path in `summary.json` by which the runs are sorted, smallest first; None keeps the order given.
       reference: a run that the others are measured against, trained on everything at once, say; None for none.
-      one_tokenizer: whether a token is the same in all runs, so that their losses per token can be compared.
+      one_tokenizer: whether a token is the same in all runs, so that their losses per token can be compared. Otherwise
+        all losses here are in bits per byte.
     """
 
     runs: dict[str, RunFiles]
@@ -42,6 +43,16 @@ class Comparison:
     sort: str | None
     one_tokenizer: bool
     reference: RunFiles | None = None
+
+    @property
+    def unit(self) -> str:
+        """That of losses and of their changes."""
+        return "nats per token" if self.one_tokenizer else "bits per byte"
+
+    @property
+    def area_unit(self) -> str:
+        """That of the area of a stability gap."""
+        return "nat·tok" if self.one_tokenizer else "bit·tok/byte"
 
     @property
     def sets(self) -> list[str]:
@@ -60,6 +71,13 @@ def compared(run_dirs: list[Path], sort: str | None = None, reference: Path | No
     seen = [r.path.resolve() for r in runs]
     if twice := [r.path for r in runs if seen.count(r.path.resolve()) > 1]:
         raise RunError(f"{twice[0]}: named twice; give each run once in --workdir")
+    against = None if reference is None else read_run(reference)
+    known = [*runs, *([against] if against else [])]
+    tokenizers = {str(r.environment.get("tokenizer") or (r.config.get("tokenizer") or "")) for r in known}
+    one_tokenizer = len(tokenizers) == 1
+    if not one_tokenizer:
+        runs = [replace(r, per_byte=True) for r in runs]
+        against = against and replace(against, per_byte=True)
     named = {n: replace(r, summary=summary_of(r)) for n, r in zip(short_names(seen), runs, strict=True)}
     groups = replicates(named)
     if sort is not None:
@@ -67,10 +85,7 @@ def compared(run_dirs: list[Path], sort: str | None = None, reference: Path | No
         # A run without the number comes last.
         named = dict(sorted(named.items(), key=lambda item: np.nan_to_num(values[item[0]], nan=np.inf)))
     fields = differing({n: r.config for n, r in named.items()})
-    against = None if reference is None else read_run(reference)
-    known = [*named.values(), *([against] if against else [])]
-    tokenizers = {str(r.environment.get("tokenizer") or (r.config.get("tokenizer") or "")) for r in known}
-    return Comparison(named, groups, fields, style(named), sort, len(tokenizers) == 1, against)
+    return Comparison(named, groups, fields, style(named), sort, one_tokenizer, against)
 
 
 def differing(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:

@@ -25,7 +25,8 @@ def export(comparison: Comparison, folder: Path) -> list[Path]:
     """Write the tables and figures of `comparison` into `folder`; returns the files.
 
     `runs` has a row per run and set, `curves` a row per evaluation, `seeds` and `differences` are those of the page.
-    Tables are `.csv` with all digits and, but for `curves`, `.tex` (booktabs) rounded; figures `.png` and `.svg`.
+    Tables are `.csv` with all digits and, but for `curves`, `.tex` (booktabs) rounded; figures `.png` and `.svg`. Losses
+    are nats per token, or where runs have different tokenizers bits per byte, which a column `unit` then says.
 
     Raises:
       RunError: the folder cannot be written.
@@ -65,7 +66,7 @@ def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
         for set_name, s in run.summary["sets"].items():
             gap, ci = s["gap"] or {}, s["forgetting_ci95"] or [None, None]
             row = {"run": name, "set": set_name, "initial": s["initial"], "final": s["final"]}
-            row |= {"forgetting": s["forgetting"], "forgetting_lo": ci[0], "forgetting_hi": ci[1]}
+            row |= _unit(comparison) | {"forgetting": s["forgetting"], "forgetting_lo": ci[0], "forgetting_hi": ci[1]}
             keys = ("depth", "peak_tokens", "recovery_tokens", "area", "transient")
             row |= {key: gap.get(key) for key in keys} | {"bits_per_byte": s["bits_per_byte"]["final"]}
             rows.append(row | probes | {f: comparison.fields[f][name] for f in comparison.fields})
@@ -78,9 +79,14 @@ def curve_rows(comparison: Comparison) -> list[dict[str, Any]]:
     for name, run in comparison.runs.items():
         for set_name, c in run.curves.items():
             for t, step in enumerate(c.steps.tolist()):
-                row = {"run": name, "set": set_name, "step": step, "tokens": int(c.tokens[t])}
+                row = {"run": name, "set": set_name, "step": step, "tokens": int(c.tokens[t])} | _unit(comparison)
                 rows.append(row | {"loss": float(c.loss[t]), "bits_per_byte": float(c.bits_per_byte[t])})
     return rows
+
+
+def _unit(comparison: Comparison) -> dict[str, str]:
+    """A column where the unit is not the usual one."""
+    return {} if comparison.one_tokenizer else {"unit": comparison.unit}
 
 
 def as_csv(rows: Iterable[Row]) -> str:
@@ -129,11 +135,12 @@ def _curves(comparison: Comparison, set_name: str) -> Figure:
     for name, run in comparison.runs.items():
         if curve := run.curves.get(set_name):
             style = comparison.styles[name]
-            y = curve.loss if comparison.one_tokenizer else curve.bits_per_byte
-            axes.plot(curve.tokens, y, color=style["color"], ls=LINESTYLES[style["dash"]], lw=1.2, label=_plain(name))
+            axes.plot(
+                curve.tokens, curve.loss, color=style["color"], ls=LINESTYLES[style["dash"]], lw=1.2, label=_plain(name)
+            )
     for first in sorted({p["first_token"] for r in comparison.runs.values() for p in r.phases[1:]}):
         axes.axvline(first, color="0.6", lw=0.8, ls=":")
-    axes.set(xlabel="tokens", ylabel="nats per token" if comparison.one_tokenizer else "bits per byte")
+    axes.set(xlabel="tokens", ylabel=comparison.unit)
     axes.set_title(_plain(set_name), loc="left", fontsize=10)
     return _finished(figure, axes, len(comparison.runs) <= NAMED)
 
@@ -151,7 +158,8 @@ def _trade_off(comparison: Comparison) -> Figure | None:
         axes.errorbar(
             x, y, y_half, x_half, fmt="o", ms=4, lw=1, color=comparison.styles[t.name]["color"], label=_plain(t.name)
         )
-    axes.set(xlabel="forgetting, nats per token", ylabel="loss reduction on new data, nats per token")
+    unit = comparison.unit
+    axes.set(xlabel=f"forgetting, {unit}", ylabel=f"loss reduction on new data, {unit}")
     return _finished(figure, axes, len(trades) <= NAMED)
 
 

@@ -74,7 +74,13 @@ def state(run: RunFiles) -> str:
     return f"{'finished' if run.summary.get('finished') else 'in progress'} · {done} · {run.last_tokens:,} tokens{plan}"
 
 
-def render(title: str, sections: list[Section], state: str, again_s: float | None = None) -> str:
+def render(
+    title: str,
+    sections: list[Section],
+    state: str,
+    again_s: float | None = None,
+    unit: str = "nats per token",
+) -> str:
     """The whole page as one HTML document; `again_s` lets a browser load it again after so many seconds."""
     ids = [f"s{i}" for i in range(len(sections))]
     nav = "".join(f'<a href="#{i}">{escape(s.title)}</a>' for i, s in zip(ids[1:], sections[1:], strict=True))
@@ -89,7 +95,7 @@ def render(title: str, sections: list[Section], state: str, again_s: float | Non
 <body><header><p class="kicker">continual pre-training report</p>
 <h1>{escape(title)}</h1><p class="state">{escape(state)}</p>
 <nav aria-label="sections">{nav}</nav></header><main>{body}</main>
-<footer>Losses are nats per token, higher is worse. ± is half of a 95 % bootstrap interval over evaluation documents;
+<footer>Losses are {unit}, higher is worse. ± is half of a 95 % bootstrap interval over evaluation documents;
 it does not hold the spread between training seeds.</footer>
 <script>{_asset("page.js")}</script></body></html>
 """

@@ -3,6 +3,7 @@
 import csv
 import html
 import json
+import math
 import re
 import threading
 import time
@@ -17,7 +18,7 @@ from cpt.evaluators.summary import summarise
 from cpt.reports.compare import write_comparison
 from cpt.reports.comparison import compared
 from cpt.reports.comparisons.trade_off import trades_of
-from cpt.reports.export import as_latex, export
+from cpt.reports.export import as_latex, export, run_rows
 from cpt.reports.page import write_report
 from cpt.reports.run_list import run_table, runs_in, state
 from cpt.training import workdir
@@ -82,11 +83,39 @@ def test_runs_are_sorted_by_any_number_of_their_summaries(seeds):
 
 
 def test_runs_of_different_tokenizers_are_compared_per_byte(seeds, tmp_path):
+    """4 bytes a token here: every number is the one in nats per token over 4 ln 2, and no other unit is named."""
+    nats = compared(seeds[:2])
     for path, tokenizer in zip(seeds[:2], "ab", strict=True):
         (path / "environment.json").write_text(json.dumps({"tokenizer": tokenizer}))
-    assert not compared(seeds[:2]).one_tokenizer and compared(seeds[2:4]).one_tokenizer
+    bits = compared(seeds[:2])
+    assert not bits.one_tokenizer and compared(seeds[2:4]).one_tokenizer
+    for name, run in bits.runs.items():
+        for set_name, s in run.summary["sets"].items():
+            was = nats.runs[name].summary["sets"][set_name]
+            pairs = [(s[k], was[k]) for k in ("initial", "final", "forgetting")]
+            pairs += [(s["gap"][k], was["gap"][k]) for k in ("depth", "area")]
+            pairs += zip(s["forgetting_ci95"], was["forgetting_ci95"], strict=True)
+            assert [a for a, _ in pairs] == pytest.approx([b / 4 / math.log(2) for _, b in pairs], rel=1e-3), set_name
+            assert s["final"] == pytest.approx(s["bits_per_byte"]["final"])
+    page = write_comparison(seeds[:2], tmp_path / "a.html")
+    text = text_of(page)
+    assert "losses are in bits per byte of text" in text and "Losses are bits per byte" in text
+    assert "nats per token" not in text and '"text":"bits per byte"' in page.read_text()
+    assert {row["unit"] for row in run_rows(bits)} == {"bits per byte"} and "unit" not in run_rows(nats)[0]
+
+
+def test_text_that_is_not_the_same_is_named(seeds, tmp_path):
+    for path, tokenizer in zip(seeds[:2], "ab", strict=True):
+        (path / "environment.json").write_text(json.dumps({"tokenizer": tokenizer}))
+    rows = [json.loads(line) for line in (seeds[1] / "eval.jsonl").read_text().splitlines()]
+    n = rows[0]["bytes"]
+    for row in rows:
+        row["bytes"] = row["bytes"] // 2 if row["set"] == "pile" else None
+        row["bits_per_byte"] = None if row["bytes"] is None else row["nats"] / row["bytes"] / math.log(2)
+    (seeds[1] / "eval.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     text = text_of(write_comparison(seeds[:2], tmp_path / "a.html"))
-    assert "compare bits per byte only" in text and '"text":"bits per byte"' in (tmp_path / "a.html").read_text()
+    assert f"Of pile they score {n // 2:,} to {n:,} bytes, so not the same text" in text
+    assert f"Nobody knows how many bytes slimpajama has in {seeds[1].name}." in text
 
 
 def test_who_is_left_out_is_named(seeds, tmp_path):

@@ -19,7 +19,7 @@ def reference(comparison: Comparison) -> Section | None:
             rows.append([name, r["set"], fmt.signed(r["intransigence"]), change, r["why"]])
     heads = ["run", "set", "intransigence", "distance at the end", ""]
     lead = (
-        f"Against {comparison.reference.name}, in nats per token: intransigence is the loss right after the phase that "
-        "learned the set, less the reference's last one; higher is worse."
+        f"Against {comparison.reference.name}, in {comparison.unit}: intransigence is the loss right after the phase "
+        "that learned the set, less the reference's last one; higher is worse."
     )
     return Section("Beside the reference", lead, (table(heads, rows, "Intransigence", text_columns=2),))

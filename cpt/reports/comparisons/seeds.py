@@ -23,7 +23,7 @@ def seeds(comparison: Comparison) -> Section | None:
     if not rows:
         return None
     differences = compare_groups(comparison.groups)
-    blocks = [_bars(rows), _means(rows)]
+    blocks = [_bars(rows, comparison.unit), _means(rows, comparison)]
     if differences:
         blocks.append(_differences(differences))
     return Section(_title(differences, comparison), _lead(comparison), tuple(blocks))
@@ -65,7 +65,7 @@ def _diverged(comparison: Comparison) -> list[str]:
     ]
 
 
-def _bars(rows: list[Row]) -> Figure:
+def _bars(rows: list[Row], unit: str) -> Figure:
     figure = go.Figure()
     forgot = [r for r in rows if r["quantity"] == "forgetting" and r["mean"] is not None]
     for i, name in enumerate(dict.fromkeys(r["set"] for r in forgot)):
@@ -80,13 +80,13 @@ def _bars(rows: list[Row]) -> Figure:
             )
         )  # fmt: skip
     layout(figure, 380, barmode="group", showlegend=True)
-    figure.update_yaxes(title_text="change since the switch, nats per token", zeroline=True)
+    figure.update_yaxes(title_text=f"change since the switch, {unit}", zeroline=True)
     words = "; ".join(f"{r['group']}, {r['set']}: {_around(r['mean'], r['ci95'])}" for r in forgot)
     caption = "Bars are means over seeds, whiskers their 95 % t interval; a config with one seed has none."
     return Figure(figure, caption, f"Change of every set since the switch, by config. {words}.")
 
 
-def _means(rows: list[Row]) -> Any:
+def _means(rows: list[Row], comparison: Comparison) -> Any:
     cells: dict[tuple[str, str], dict[str, Row]] = {}
     for r in rows:
         cells.setdefault((r["group"], r["set"]), {})[r["quantity"]] = r
@@ -100,7 +100,8 @@ def _means(rows: list[Row]) -> Any:
         signal = fmt.value(mean / deviation) if deviation and deviation > 1e-9 * mean else fmt.DASH
         row = [group, name, change["n"], _around(change["mean"], change["ci95"], True), std, final, signal, depth]
         body.append([*row, fmt.tokens(by["area"]["mean"])])
-    return table(heads, body, "Means over seeds, nats per token (area: nat·tokens), ± half of the 95 % interval", 2)
+    unit = f"{comparison.unit} (area: {comparison.area_unit})"
+    return table(heads, body, f"Means over seeds, {unit}, ± half of the 95 % interval", 2)
 
 
 def _differences(rows: list[Row]) -> Any:

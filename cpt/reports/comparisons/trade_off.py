@@ -22,7 +22,7 @@ from cpt.reports.section import Figure, Section
 
 @dataclass(frozen=True)
 class Trade:
-    """One run's point. Each value is (nats/token, half width of its 95 % interval or None)."""
+    """One run's point. Each value is (in the comparison's unit, half width of its 95 % interval or None)."""
 
     name: str
     forgetting: tuple[float, float | None]
@@ -43,7 +43,7 @@ def trade_off(comparison: Comparison) -> Section:
         figure.add_trace(_point(t, comparison.styles[t.name]["color"], i))
     layout(figure, 480, showlegend=len(trades) <= NAMED)
     figure.update_layout(hovermode="closest", legend={"x": 0, "xanchor": "left"})
-    figure.update_xaxes(title_text="forgetting of upstream sets, nats per token (left is better)")
+    figure.update_xaxes(title_text=f"forgetting of upstream sets, {comparison.unit} (left is better)")
     figure.update_yaxes(title_text="loss reduction, last-learned set (up is better)")
     words = "; ".join(f"{t.name}: forgot {_around(t.forgetting)}, learned {_around(t.learned)}" for t in trades)
     caption = (

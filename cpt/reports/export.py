@@ -25,8 +25,8 @@ def export(comparison: Comparison, folder: Path) -> list[Path]:
     """Write the tables and figures of `comparison` into `folder`; returns the files.
 
     `runs` has a row per run and set, `curves` a row per evaluation, `seeds` and `differences` are those of the page.
-    Tables are `.csv` with all digits and, but for `curves`, `.tex` (booktabs) rounded; figures `.png` and `.svg`. Losses
-    are nats per token, or where runs have different tokenizers bits per byte, which a column `unit` then says.
+    Tables are `.csv` with all digits and, but for `curves`, `.tex` (booktabs) rounded; figures `.png` and `.svg`.
+    Losses are nats per token, or where runs have different tokenizers bits per byte, which a column `unit` then says.
 
     Raises:
       RunError: the folder cannot be written.

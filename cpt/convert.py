@@ -4,6 +4,7 @@
     python -m cpt.convert import --hf=models/Qwen2.5-0.5B --out=runs/qwen      # then --config.init.from_run=runs/qwen
     python -m cpt.convert export --workdir=runs/demo-3f9c2a71 --out=models/demo --dtype=bfloat16
     python -m cpt.convert export --workdir=runs/demo-3f9c2a71 --step=400 --out=models/demo-400
+    python -m cpt.convert export --workdir=runs/demo-3f9c2a71 --out=models/demo --push=owner/name   # and to the Hub
     python -m cpt.convert grow --hf=models/pythia-160m --kind=hypercloning --width=1536 --out=models/pythia-160m-wide
     python -m cpt.convert grow --list                                          # the ways to grow, shrink or average
     python -m cpt.convert vocabulary --hf=models/pythia-160m --tokenizer=models/german --out=models/pythia-160m-german
@@ -11,7 +12,8 @@
         --auxiliary=german.vec --out=models/demo-german                        # keeps every old token
 
 A directory is read by its `config.json`, safetensors and tokenizer; pickles are not opened. What is exported loads in
-`transformers` and what is built on it, and has a model card that tells what the run learned and forgot.
+`transformers` and what is built on it, and has a model card that tells what the run learned and forgot. `--push` needs
+the package `huggingface_hub` and a token: `HF_TOKEN`, or the login that is stored.
 
 `vocabulary` gives a model another tokenizer: tokens that both have keep their rows of embedding and head, the others
 get new ones. A run can do the same when it starts, with `init.vocabulary`.
@@ -27,7 +29,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from cpt import cli
+from cpt import cli, hub
 from cpt.data.tokenizers._base import load
 from cpt.errors import ConfigError, UserError, nearest
 from cpt.models import convert
@@ -70,6 +72,11 @@ def define_flags(command: str) -> None:
         flags.DEFINE_bool("list", False, "Show the methods and stop.")
     if command == "vocabulary":
         define_vocabulary_flags()
+    if command == "export":
+        flags.DEFINE_string(
+            "push", None, "Repository of the Hugging Face Hub, owner/name, that gets the folder as well."
+        )
+        flags.DEFINE_bool("private", False, "Make that repository a private one, where it is not there yet.")
     flags.DEFINE_string("workdir", None, "Run directory.")
     flags.DEFINE_integer("step", None, "Which of its checkpoints; the newest by default.", lower_bound=0)
     flags.DEFINE_string("out", None, "Folder to make.")
@@ -114,17 +121,31 @@ def main(command: str, argv: list[str]) -> int:
             raise ConfigError(f"--{name}: required (see --help)")
     if command == "grow":
         return grow(given)
+    if command == "export":
+        return export(given)
     from cpt.training import exchange  # starts JAX; looking into a directory needs none
 
     if command == "import":
         exchange.import_model(Path(given.hf), Path(given.out), print)
         print(f"wrote {given.out}; start from it with --config.init.from_run={given.out}")
         return 0
-    if command == "vocabulary":
-        return change_vocabulary()
+    return change_vocabulary()
+
+
+def export(given: flags.FlagValues) -> int:
+    """Write a run as a model directory, and push it where that is asked for."""
+    if given.private and given.push is None:
+        raise ConfigError("--private: is about a repository of the Hub; name it with --push=owner/name")
+    repository = None if given.push is None else hub.opened(given.push, given.private)
+    from cpt.training import exchange
+
     asked = exchange.Export(given.dtype, given.shard_bytes, given.tokenizer, given.overwrite)
     saved = exchange.export_run(Path(given.workdir), given.step, Path(given.out), asked, print)
     print(f"wrote {given.out} from checkpoint {saved}")
+    if repository is not None:
+        print(
+            f"pushed to {repository.push(Path(given.out), f'Checkpoint {saved} of {Path(given.workdir).name}', print)}"
+        )
     return 0
 
 

@@ -143,9 +143,8 @@ def export(given: flags.FlagValues) -> int:
     saved = exchange.export_run(Path(given.workdir), given.step, Path(given.out), asked, print)
     print(f"wrote {given.out} from checkpoint {saved}")
     if repository is not None:
-        print(
-            f"pushed to {repository.push(Path(given.out), f'Checkpoint {saved} of {Path(given.workdir).name}', print)}"
-        )
+        message = f"Checkpoint {saved} of {Path(given.workdir).name}"
+        print(f"pushed to {repository.push(Path(given.out), message, print)}")
     return 0
 
 

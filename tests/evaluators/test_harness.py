@@ -351,3 +351,9 @@ def test_the_same_numbers_as_the_backend_of_the_harness(folder, params, tmp_path
                 largest = max(largest, abs(float(x) - float(y)) / max(1.0, abs(float(y))))
     print(f"{change}: largest relative difference of a request {largest:.1e}")
     assert largest < 1e-5
+    from lm_eval.api.instance import Instance
+
+    settings = {"until": ["\n\n"], "max_gen_toks": 5, "do_sample": False}
+    requests = [Instance("generate_until", {}, (d["question"][:10], settings), 0) for d in documents()[0]]
+    written = adapter(ours).generate_until(requests)
+    assert written == theirs.generate_until(requests) and len(set(written)) > 3

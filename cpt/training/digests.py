@@ -52,6 +52,10 @@ _digest = jax.jit(digest)
 
 def digests(tree: Any) -> Any:
     """`digest` of every array, each by a program of its own: in one, all their products would be in memory at once."""
+    # CPU devices run programs that do not depend on each other side by side; two processes could then each wait in a
+    # sum that the other has not begun.
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        return jax.tree.map(lambda x: jax.block_until_ready(_digest(x)), tree)
     return jax.tree.map(_digest, tree)
 
 

@@ -10,9 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import toy
+
+from cpt.data.tokenizers.byte import ByteTokenizer
+from cpt.models import convert
+from cpt.models.base import build
+from cpt.models.spec import ModelSpec
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,6 +120,25 @@ def test_two_processes_are_the_run_of_one(alone, two):
     assert tokens[0] == tokens[1]
     ledgers = [json.loads((w / "ledger.json").read_text()) for w in (alone, two)]
     assert ledgers[0] == ledgers[1] and ledgers[0]["exact"]
+
+
+def test_two_processes_start_from_a_model_directory_as_one_does(root, tmp_path):
+    """With a vocabulary that goes on from the directory's, and parameters spread over both."""
+    spec = ModelSpec(layers=1, width=32, heads=2, vocab_size=257, context=32)
+    ByteTokenizer().save(tmp_path / "tokenizer.json")
+    convert.write(tmp_path / "hf", spec, build(spec).init(jax.random.key(0)), tmp_path / "tokenizer.json")
+    fields = {"init.from_hf": tmp_path / "hf", "phases.first.steps": 3, "phases.second.steps": 3}
+    fields |= {"init.vocabulary.method": "gaussian", "model.vocab_size": 320, "tokenizer.kind": "continued_bpe"}
+    fields |= {"tokenizer.path": tmp_path / "hf", "tokenizer.vocab_size": 300, "tokenizer.train_on": "new"}
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    with Launched(root, tmp_path / "one", 1, 1, *flags) as run:
+        assert run.wait() == [0], run.said(0)
+    with Launched(root, tmp_path / "two", 2, 2, *flags, "--config.mesh.fsdp=4") as run:
+        assert run.wait() == [0, 0], run.said(0) + run.said(1)
+        assert "data 1 x fsdp 4" in run.said(0) and "with the vocabulary of this run's tokenizer" in run.said(0)
+    assert len(losses(tmp_path / "two")) == 6
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        np.testing.assert_allclose(losses(tmp_path / "two", name), losses(tmp_path / "one", name), rtol=1e-5)
 
 
 def test_one_killed_ends_the_other_and_a_relaunch_goes_on_exactly(root, two, tmp_path):

@@ -120,10 +120,11 @@ def launch(console: Console, plan: RunPlan, workdir: Path) -> int:
 def train(console: Console, plan: RunPlan, workdir: Path) -> int:
     """Train, then report; 75 where a signal stopped it."""
     from cpt.training.run import devices_text, run_training  # starts JAX; a dry run and a finished run need none
-    from cpt.training.sharding import run_mesh_line
+    from cpt.training.sharding import run_attention_line, run_mesh_line
 
     started = time.monotonic()
-    show_launch(console, plan, workdir, devices_text(), run_mesh_line(plan.spec))
+    used = run_mesh_line(plan.spec), run_attention_line(plan.spec)
+    show_launch(console, plan, workdir, devices_text(), *used)
     outcome = run_training(plan, workdir, console)
     if outcome.stopped_by:
         saved = f"saved at step {outcome.step} of {plan.total_steps}"

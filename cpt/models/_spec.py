@@ -13,6 +13,7 @@ INITS = ("neox",)
 COMPUTE_DTYPES = ("float32", "bfloat16")
 REMATS = ("none", "names", "dots", "full", "offload")
 UNROLLED_UP_TO = 32  # layers; a program of more compiles for minutes
+ATTENTIONS = ("auto", "reference", "blocked", "cudnn", "splash")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,14 @@ def check_name(where: str, value: Any, allowed: Iterable[str]) -> None:
     """Raises ConfigError, with the nearest name, where `value` is none of those `allowed`."""
     if value not in tuple(allowed):
         raise ConfigError(f"{where}: no '{value}'{nearest(str(value), allowed)}  (there are: {', '.join(allowed)})")
+
+
+def check_attention(spec: Any) -> None:
+    """Raises ConfigError where `spec.attention` is no backend, nor one's own that can be found."""
+    if ":" in str(spec.attention):
+        registry.check("cpt.models.attention", spec.attention, "model.attention")
+    else:
+        check_names(spec, {"attention": ATTENTIONS})
 
 
 def check_flags(spec: Any, *fields: str, where: str = "model") -> None:

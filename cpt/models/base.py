@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from cpt.errors import ConfigError
-from cpt.models import layout
+from cpt.models import attention, layout
 from cpt.models._spec import is_scanned
 from cpt.models.cache import Cache
 from cpt.models.spec import DecoderSpec
@@ -66,7 +66,7 @@ class Model:
         """
         if is_scanned(self.spec):  # layers are copied behind each other, and half as much is copied then
             params = self.narrow(params)
-        with layout.over(self.mesh):
+        with layout.over(self.mesh), attention.using(self.spec.attention):
             return self._bound(params, tokens_BxL)(tokens_BxL, segments_BxL)
 
     def decode(self, params: Params, tokens_BxT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -88,7 +88,8 @@ class Model:
 
         Only of families whose module has a method of this name.
         """
-        return self._bound(params, tokens_BxL).attention_inputs(tokens_BxL, segments_BxL)
+        with attention.using(self.spec.attention):
+            return self._bound(params, tokens_BxL).attention_inputs(tokens_BxL, segments_BxL)
 
     def attention_kernels(self, params: Params) -> list[jax.Array]:
         """The in-projection of attention of each block, [D, outputs] float32: it multiplies `attention_inputs`.

@@ -73,7 +73,6 @@ def gathered(table_VxD: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     return jax.lax.with_sharding_constraint(table_VxD, NamedSharding(mesh, PartitionSpec(*kept)))
 
 
-def length_is_split() -> bool:
-    """Whether a mesh axis splits rows along their length."""
-    mesh = _MESH.get()
-    return mesh is not None and mesh.shape.get("sequence", 1) > 1
+def active_mesh() -> Mesh | None:
+    """The mesh that `over` was entered with."""
+    return _MESH.get()

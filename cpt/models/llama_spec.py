@@ -10,6 +10,7 @@ from cpt.models._spec import (
     INITS,
     REMATS,
     DecoderSpec,
+    check_attention,
     check_counts,
     check_flags,
     check_names,
@@ -46,7 +47,7 @@ class LlamaSpec(DecoderSpec):
         whole "width" of all heads (OLMo 2).
       bias: "none"; "qkv" for queries, keys and values (Qwen2); "attention" for the output projection too.
       tied: the embedding is the output head too.
-      init, init_std, compute_dtype, remat, scan_layers: as in `ModelSpec`.
+      init, init_std, compute_dtype, remat, scan_layers, attention: as in `ModelSpec`.
     """
 
     layers: int
@@ -70,6 +71,7 @@ class LlamaSpec(DecoderSpec):
     compute_dtype: str = "float32"
     remat: str = "none"
     scan_layers: bool | None = None
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         """Raises ConfigError for the first field that is out of range or contradicts another."""
@@ -90,6 +92,7 @@ class LlamaSpec(DecoderSpec):
         check_positive(self, "rotary_base", "norm_eps", "init_std")
         check_names(self, {"norm_placement": NORM_PLACEMENTS, "qk_norm": QK_NORMS, "bias": BIASES})
         check_names(self, {"init": INITS, "compute_dtype": COMPUTE_DTYPES, "remat": REMATS})
+        check_attention(self)
         check_flags(self, "tied", *(["scan_layers"] if self.scan_layers is not None else []))
 
     @property

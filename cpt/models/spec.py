@@ -12,6 +12,7 @@ from cpt.models._spec import (
     INITS,
     REMATS,
     DecoderSpec,
+    check_attention,
     check_counts,
     check_flags,
     check_name,
@@ -23,8 +24,11 @@ from cpt.models.rope import PLAIN, RopeSpec
 
 GELUS = ("tanh", "exact")
 ATTENTION_COUNTS = ("causal", "palm")
-MAY_DIFFER = frozenset({"compute_dtype", "context", "remat", "scan_layers", "init", "init_std"})
+MAY_DIFFER = frozenset({"attention", "compute_dtype", "context", "remat", "scan_layers", "init", "init_std"})
 """Fields that say how a model computes or started, not what its parameters are."""
+BY_HAND_FROM = 256
+"""Tokens of a row from which on attention keeps no weights [L, L] for the backward pass, but computes them again; below
+it they are few, and reading them is not slower (`cpt/models/attention/blocked.py`)."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class ModelSpec(DecoderSpec):
         (all but products by a weight), "full" (all but each block's input), "offload" (which lies on the host).
       scan_layers: one block in a loop, which compiles faster, instead of all of them in a row, which runs faster; None
         is the loop beyond 32 layers. The parameters are the same.
+      attention: backend that computes attention (`cpt/models/attention`); "auto" takes the fastest that can, and the
+        launch says which and why.
     """
 
     layers: int
@@ -69,6 +75,7 @@ class ModelSpec(DecoderSpec):
     compute_dtype: str = "float32"
     remat: str = "none"
     scan_layers: bool | None = None
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         """Raises ConfigError for the first field that is out of range or contradicts another."""
@@ -76,6 +83,7 @@ class ModelSpec(DecoderSpec):
             self, "layers", "width", "heads", "vocab_size", "context", *(["ff"] if self.ff is not None else [])
         )
         check_names(self, {"gelu": GELUS, "init": INITS, "compute_dtype": COMPUTE_DTYPES, "remat": REMATS})
+        check_attention(self)
         if self.width % self.heads:
             raise ConfigError(f"model.heads: {self.heads} does not divide model.width = {self.width}")
         check_positive(self, "rotary_base", "norm_eps", "init_std")

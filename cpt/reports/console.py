@@ -13,8 +13,8 @@ from cpt.reports.ledger_table import closing_lines
 from cpt.reports.plan_table import branch_lines, cost_line, plan_table, replay_lines
 
 
-def show_launch(console: Console, plan: RunPlan, workdir: Path, devices: str = "", mesh: str = "") -> None:
-    """Banner, plan table, cost, and where there are devices how they are used."""
+def show_launch(console: Console, plan: RunPlan, workdir: Path, devices: str = "", *used: str) -> None:
+    """Banner, plan table, cost, and where there are devices the lines on how they are used."""
     new = "resuming" if (workdir / "plan.json").exists() else "new"
     banner = [f"cpt {__version__}", devices, f"run {workdir} ({new})"]
     console.print(" · ".join(filter(None, banner)), highlight=False, soft_wrap=True)
@@ -22,7 +22,7 @@ def show_launch(console: Console, plan: RunPlan, workdir: Path, devices: str = "
         console.print(plan.spec.notice, style="yellow", highlight=False)
     console.print()
     console.print(plan_table(plan))
-    for line in filter(None, [cost_line(plan), *replay_lines(plan), *branch_lines(plan), mesh]):
+    for line in filter(None, [cost_line(plan), *replay_lines(plan), *branch_lines(plan), *used]):
         console.print(line, highlight=False)
     console.print()
 

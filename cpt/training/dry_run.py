@@ -46,9 +46,11 @@ def topology_lines(plan: RunPlan, name: str) -> Iterator[str]:
 def compiled_lines(plan: RunPlan, machine: Topology, found: list[Any], started: float) -> Iterator[str]:
     """The same from the compiler."""
     from cpt.training.compiled import compile_step
-    from cpt.training.sharding import run_mesh
+    from cpt.training.sharding import run_attention_line, run_mesh
 
-    facts = compile_step(plan, run_mesh(plan.spec, found, machine.devices))
+    mesh = run_mesh(plan.spec, found, machine.devices)
+    yield run_attention_line(plan.spec, mesh)
+    facts = compile_step(plan, mesh)
     limit = device_memory(machine.family.kind)
     total = facts.arguments + facts.temporary
     over = "; it does not fit" if limit and total > limit and machine.family.platform != "cpu" else ""

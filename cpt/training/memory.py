@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from cpt.config import RunSpec
-from cpt.models.spec import parameter_count
+from cpt.models.spec import BY_HAND_FROM, parameter_count
 
 GB = 1e9
 LOGITS_AT_ONCE = 2**26  # elements per device, as in cpt.objectives.cross_entropy
@@ -108,7 +108,8 @@ def activation_bytes(spec: RunSpec, tensor: int) -> float:
 
     Without recomputation a layer keeps the residual stream and what each norm gives, whole in width, and split over
     `tensor` queries, keys and values, what attention gives, the MLP's hidden layer (three arrays, as in SwiGLU), and
-    the attention weights of the visible half. With it, one layer at a time has the rest.
+    the attention weights of the visible half, of short rows or where attention is the plain square. With it, one layer
+    at a time has the rest.
     """
     model, length = spec.model, spec.batch.length
     item = 2 if model.compute_dtype == "bfloat16" else 4
@@ -116,7 +117,8 @@ def activation_bytes(spec: RunSpec, tensor: int) -> float:
     projected = item * (model.heads + 2 * model.kv_heads) * model.head_dim / tensor
     mixed = item * model.heads * model.head_dim / tensor
     hidden = item * model.ff_dim / tensor
-    weights = (4 + item) * model.heads * length / 2 / tensor
+    square = length < BY_HAND_FROM or spec.mesh.sequence > 1 or model.attention == "reference"
+    weights = (4 + item) * model.heads * length / 2 / tensor if square else 0.0
     layer = 2 * residual + projected + mixed + 3 * hidden + weights
     if model.remat == "none":
         return model.layers * (residual + layer)

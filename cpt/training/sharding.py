@@ -16,6 +16,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cpt.config import BatchSpec, MeshSpec, RunSpec
+from cpt.models.attention import chosen, work_of
 from cpt.models.layout import AXES, PARAMETER_RULES
 from cpt.training.mesh import Devices, Sizes, across_slices, check_rows, choose, mesh_line, solve
 
@@ -48,6 +49,22 @@ def run_mesh(spec: RunSpec, devices: Sequence[Any] | None = None, described: Dev
 def run_mesh_line(spec: RunSpec) -> str:
     """What the launch says of the mesh and of the memory it leaves; starts the backend."""
     return mesh_line(spec, describe(jax.devices()))
+
+
+def run_attention_line(spec: RunSpec, mesh: Mesh | None = None) -> str:
+    """What the launch says of attention: the backend of the training step, and why; on a GPU it is tried first.
+
+    Args:
+      mesh: in place of the one that the run has on the devices that are there.
+
+    Raises:
+      ConfigError: `model.attention` names a backend that cannot do it.
+    """
+    model, batch = spec.model, spec.batch
+    shape = batch.sequences // batch.accumulate, model.heads, batch.length, model.head_dim
+    mesh = run_mesh(spec) if mesh is None else mesh
+    work = work_of(mesh, model.compute_dtype, shape, model.kv_heads, batch.mask_documents)
+    return chosen(model.attention, work).line()
 
 
 def make_mesh(spec: MeshSpec, rows: int) -> Mesh:

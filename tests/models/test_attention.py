@@ -1,4 +1,6 @@
-"""Attention against a loop in float64, its blocks against its plain form, and the law that makes RoPE relative."""
+"""Attention against a loop in float64, and the law that makes RoPE relative."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpt.models.attention import attend, rotary_table, rotate
+from cpt.models.attention import rotary_table, rotate
+from cpt.models.attention.blocked import blocked
+from cpt.models.attention.reference import reference
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
@@ -27,29 +31,15 @@ def loop_attention(q, k, v, segments):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("block", [None, 4])
-def test_attention_is_its_definition(packed, block):
+@pytest.mark.parametrize("backend", [reference, blocked, partial(blocked, block=4, by_hand=True)])
+def test_attention_is_its_definition(backend, packed):
     q, k, v = (normal(i, 2, 3, 11, 4) for i in range(3))
     segments = jnp.array([[0] * 4 + [1] * 7, [0] * 1 + [1] * 5 + [2] * 5]) if packed else None
-    got = jax.jit(attend, static_argnums=4)(q, k, v, segments, block)
-    np.testing.assert_allclose(got, loop_attention(q, k, v, segments), atol=2e-6)
+    np.testing.assert_allclose(jax.jit(backend)(q, k, v, segments), loop_attention(q, k, v, segments), atol=2e-6)
 
 
-def test_automatic_blocks_equal_the_plain_square_with_gradients():
-    q, k, v, weight = (normal(i, 1, 2, 300, 8) for i in range(4))  # 300: blocks of 128, 128 and 44
-    segments = jnp.arange(300)[None] // 90
-
-    def loss(qkv, block):
-        return (attend(*qkv, segments, block) * weight).sum()
-
-    plain, plain_grads = jax.jit(jax.value_and_grad(loss), static_argnums=1)((q, k, v), 300)
-    blocked, blocked_grads = jax.jit(jax.value_and_grad(loss), static_argnums=1)((q, k, v), None)
-    np.testing.assert_allclose(blocked, plain, rtol=1e-5)
-    for a, b in zip(blocked_grads, plain_grads, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
-
-
-def test_logits_are_float32_for_bfloat16_inputs():
+@pytest.mark.parametrize("attend", [reference, blocked, partial(blocked, by_hand=True)])
+def test_logits_are_float32_for_bfloat16_inputs(attend):
     """Two keys whose logits, 256 and 257, are one number in bfloat16."""
     q = jnp.array([[[[0, 0], [1, 1]]]], jnp.bfloat16)
     k = jnp.array([[[[256, 0], [256, 1]]]], jnp.bfloat16) * jnp.bfloat16(1)

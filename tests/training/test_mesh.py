@@ -173,6 +173,19 @@ def test_the_estimate_splits_what_each_axis_splits():
     assert estimate(again, sizes(1, 1)).gradients == 2 * one.gradients
 
 
+def test_attention_weights_count_where_they_are_kept():
+    """[heads, L, L / 2] of each row and layer in float32 and the compute dtype, of short rows and the plain square."""
+
+    def kept(length: int) -> float:
+        blocks = run(context=length)
+        blocks = replace(blocks, batch=replace(blocks.batch, length=length))
+        square = replace(blocks, model=replace(blocks.model, attention="reference"))
+        return estimate(square, sizes(1, 1)).activations - estimate(blocks, sizes(1, 1)).activations
+
+    assert kept(128) == 0
+    assert kept(1024) == 64 * 2 * 4 * 1024**2 / 2 * 8
+
+
 def test_shapes_are_said_with_sequence_only_where_it_is_used():
     assert shape_text(sizes(1, 8)) == "data 1 x fsdp 8 x tensor 1"
     assert shape_text(sizes(2, 1, 4)) == "data 2 x fsdp 1 x tensor 1 x sequence 4"

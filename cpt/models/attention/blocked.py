@@ -1,11 +1,14 @@
 """Causal attention in blocks of queries, the upper triangle left out, with a backward pass by hand.
 
-Kept for the backward pass are queries, keys, values, the output and the logarithm of each softmax's denominator, as in
-FlashAttention (Dao et al. 2022, arXiv 2205.14135, algorithm 4): the probabilities, [heads, L, L] of them, are computed
-again. That is what makes it fit. What makes it fast on CPU is that each of the five products of the backward pass is a
-plain `A @ B` of rows that lie as they are: derived automatically, the gradients of keys and values are products with
-the transpose of a block of logits, for which XLA takes five times as long. So the block is made transposed, [keys,
-queries], and small operands are transposed instead.
+Kept for the backward pass are queries, keys, values and the logarithm of each softmax's denominator; the probabilities,
+[heads, L, L] of them, are computed again, as in FlashAttention (Dao et al. 2022, arXiv 2205.14135, algorithm 4). Its
+five products are each a plain `A @ B` of rows that lie as they are: derived automatically, the gradients of keys and
+values are products with the transpose of a block of logits, for which XLA on CPU can take five times as long. So the
+block is made transposed, [keys, queries], and small operands are transposed instead.
+
+A model of 4 layers of 256 channels takes for its gradient (float32, 2 CPU cores) 0.89 of the time at 2,048 tokens that
+it takes with the derived backward pass, 0.91 at 512, 0.93 at 256 and the same at 128; of the plain square's 0.68, 0.82,
+0.94 and the same.
 
 Letters of shapes: G heads of keys and values, R query heads to each of them, S keys, Q queries of a block, M = R Q.
 """
@@ -18,11 +21,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from cpt.models.attention.reference import HIDDEN
 from cpt.models.spec import BY_HAND_FROM
 
-Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array]
+Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array]
 
 
 def blocked(
@@ -99,29 +103,29 @@ def _forward(
         out = out.reshape(batch, shared, heads // shared, -1, v.shape[-1]) / sums
         mixed.append(out.astype(v.dtype).reshape(batch, heads, -1, v.shape[-1]))
         log_sums.append((top + jnp.log(sums)).reshape(batch, heads, -1))
-    mixed_BxHxLxK = jnp.concatenate(mixed, axis=2)
-    return mixed_BxHxLxK, (q, k, v, segments, mixed_BxHxLxK, jnp.concatenate(log_sums, axis=2))
+    # With this kept (`cpt.models.recomputing`) the backward pass needs nothing of the forward pass again.
+    log_sums_BxHxL = checkpoint_name(jnp.concatenate(log_sums, axis=2), "attention_sums")
+    return jnp.concatenate(mixed, axis=2), (q, k, v, segments, log_sums_BxHxL)
 
 
 def _backward(block: int, saved: Saved, d_mixed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    q, k, v, segments, mixed, log_sums = saved
+    q, k, v, segments, log_sums = saved
     batch, heads, length, channels = q.shape
     shared, scale = k.shape[1], np.asarray(channels**-0.5, q.dtype)
     dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    # The gradient through the softmax's denominator: sum of weight times its gradient, which is the output times its.
-    through_sums = (d_mixed.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(-1)
     q_scaled, k_BxGxKxL = q * scale, jax.lax.optimization_barrier(k.mT)
     dq, dk, dv = [], [], []
     whole = lambda x: jnp.pad(x, [(0, 0), (0, 0), (0, length - x.shape[2]), (0, 0)])  # noqa: E731
     for at in _blocks(length, block):
         seen = slice(at.stop)
         q_BxGxMxK, do_BxGxMxK = (x[:, :, at].reshape(batch, shared, -1, channels) for x in (q_scaled, d_mixed))
-        of_log_sums, of_sums = (x[:, :, at].reshape(batch, shared, 1, -1) for x in (log_sums, through_sums))
-        logits = dot("bgsk,bgkm->bgsm", k[:, :, seen], q_BxGxMxK.mT) - of_log_sums
+        logits = dot("bgsk,bgkm->bgsm", k[:, :, seen], q_BxGxMxK.mT)
+        logits = logits - log_sums[:, :, at].reshape(batch, shared, 1, -1)
         apart = logits.reshape(batch, shared, at.stop, heads // shared, -1)
         weights = jnp.exp(jnp.where(_visible(at, segments, True), apart, HIDDEN)).reshape(logits.shape)
         d_weights = dot("bgsk,bgkm->bgsm", v[:, :, seen], do_BxGxMxK.mT)
-        d_logits = (weights * (d_weights - of_sums)).astype(q.dtype)
+        through_sums = (weights * d_weights).sum(-2, keepdims=True)  # the softmax's denominator
+        d_logits = (weights * (d_weights - through_sums)).astype(q.dtype)
         dv.append(whole(dot("bgsm,bgmk->bgsk", weights.astype(v.dtype), do_BxGxMxK)))
         dk.append(whole(dot("bgsm,bgmk->bgsk", d_logits, q_BxGxMxK)))
         dq_BxGxKxM = jax.lax.optimization_barrier(dot("bgks,bgsm->bgkm", k_BxGxKxL[..., seen], d_logits))

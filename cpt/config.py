@@ -21,6 +21,7 @@ from cpt.errors import ConfigError, nearest
 from cpt.models.rope import RopeSpec
 from cpt.models.spec import DecoderSpec
 from cpt.models.vocabulary.spec import VocabularySpec
+from cpt.objectives.spec import ObjectiveSpec
 from cpt.schedules.hyper import FollowSpec
 from cpt.schedules.spec import LRSpec
 from cpt.schedules.trunk import AnnealSpec, BranchSpec
@@ -196,6 +197,7 @@ class RunSpec:
     phases: Mapping[str, PhaseSpec]
     tokenizer: TokenizerSpec = TokenizerSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
+    objective: ObjectiveSpec = ObjectiveSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     checkpoints: CheckpointSpec = CheckpointSpec()
     init: InitSpec = InitSpec()
@@ -381,6 +383,7 @@ policy = partial(section, PolicySpec)
 follow = partial(section, FollowSpec)
 grid = partial(section, GridSpec)
 optimizer = partial(section, OptimizerSpec)
+objective = partial(section, ObjectiveSpec)
 evaluation_set = partial(section, SetSpec)
 evaluation = partial(section, EvaluationSpec)
 probe = partial(section, ProbeSpec)

@@ -67,7 +67,7 @@ def make_machine(plan: RunPlan, mesh: Mesh | None = None) -> Machine:
     model, tx = base.build(spec.model), optimizers.build(plan)
     abstract = abstract_state(model, tx, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    update = jit_train_step(model, tx, mesh, shardings, spec.batch.accumulate)
+    update = jit_train_step(model, tx, mesh, shardings, spec.batch.accumulate, spec.objective.z_loss)
     return Machine(plan, mesh, model, tx, abstract, update, phase_switches(plan, tx, shardings))
 
 

@@ -11,46 +11,53 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cpt.models.base import Model
-from cpt.objectives.cross_entropy import automatic_rows, cross_entropy, weighted_sums
+from cpt.objectives.cross_entropy import weighted_sums
+from cpt.objectives.linear_cross_entropy import linear_cross_entropy
 from cpt.training.state import State, Sums
 
 
 def jit_train_step(
-    model: Model, tx: optax.GradientTransformation, mesh: Mesh, shardings: State, accumulate: int
+    model: Model,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    shardings: State,
+    accumulate: int,
+    z_loss: float = 0.0,
 ) -> Any:
     """`make_train_step` for `mesh`: jitted, the state donated and left where it lay, the sums on every device."""
-    pieces = mesh.shape.get("sequence", 1)
-    step = make_train_step(
-        model.on(mesh), tx, accumulate, mesh.shape["data"] * mesh.shape["fsdp"] * pieces, length_parts=pieces
-    )
+    step = make_train_step(model.on(mesh), tx, accumulate, z_loss)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
 
 
 def make_train_step(
-    model: Model, tx: optax.GradientTransformation, accumulate: int = 1, devices: int = 1, length_parts: int = 1
+    model: Model,
+    tx: optax.GradientTransformation,
+    accumulate: int = 1,
+    z_loss: float = 0.0,
 ) -> Callable[[State, dict[str, jax.Array], jax.Array, jax.Array], tuple[State, Sums]]:
     """The update, to be jitted with the state donated.
 
     The learning rate, the loss multiplier of each column and, in `extra`, beta2 and weight decay where they vary and
     the limits of a spike, are arguments: they are the business of plan and guard. The objective is
-    `sum(multiplier * nll) / tokens`; with multipliers of 1 it is plain cross-entropy, bit for bit.
+    `sum(multiplier * (nll + z_loss * logsumexp^2)) / tokens`; with multipliers of 1 and without `z_loss` it is plain
+    cross-entropy, bit for bit.
 
     Args:
       model: gives hidden states and the output matrix.
       tx: optimizer without a learning rate.
       accumulate: micro-batches per update; their gradients are added in float32.
-      devices: devices the logits are spread over, to choose the chunk of the loss.
-      length_parts: devices of these that split each row along its length.
+      z_loss: as in `linear_cross_entropy`.
     """
 
     def loss(params: Any, micro: dict[str, jax.Array], multipliers_K: jax.Array, denominator: jax.Array):
         tokens_BxL, source_B = micro["tokens_BxL"], micro["source_B"]
         hidden_BxLxD = model.apply(params, tokens_BxL, micro.get("segments_BxL"))
-        rows = automatic_rows(tokens_BxL.size, model.spec.vocab_size, devices)
-        nll_BxL = cross_entropy(hidden_BxLxD, model.head(params), micro["targets_BxL"], rows, length_parts)
-        nats_K, tokens_K = weighted_sums(nll_BxL, micro["weights_BxL"], source_B, multipliers_K.shape[0])
         weights_BxL = micro["weights_BxL"] * multipliers_K[source_B][:, None]
-        return jnp.sum(nll_BxL * weights_BxL) / denominator, (nats_K, tokens_K.astype(jnp.int32))
+        mean, nll_BxL = linear_cross_entropy(
+            hidden_BxLxD, model.head(params), micro["targets_BxL"], weights_BxL, denominator, z_loss, model.mesh
+        )
+        nats_K, tokens_K = weighted_sums(nll_BxL, micro["weights_BxL"], source_B, multipliers_K.shape[0])
+        return mean, (nats_K, tokens_K.astype(jnp.int32))
 
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
 

@@ -1,8 +1,8 @@
-"""Next-token cross-entropy in nats, from hidden states, without ever holding the logits of a whole batch.
+"""Next-token cross-entropy in nats of each token, from hidden states, without ever holding the logits of a whole batch.
 
-Logits are the largest array of training by far (65,536 tokens x 50,304 ids are 13 GB in float32). The batch is
-therefore cut into chunks of tokens; each chunk forms its logits, reduces them to one number per token, and forms them
-again in the backward pass.
+Logits are the largest array by far (65,536 tokens x 50,304 ids are 13 GB in float32). The batch is therefore cut into
+chunks of tokens; each chunk forms its logits, reduces them to one number per token, and forms them again in a backward
+pass, if there is one. Training has `linear_cross_entropy`, which forms them once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-LOGITS_AT_ONCE = 2**26  # elements: 256 MB of float32; below it chunking only costs time
+from cpt.objectives.tiles import LOGITS_AT_ONCE
 
 
 def cross_entropy(
@@ -18,7 +18,6 @@ def cross_entropy(
     head_DxV: jax.Array,
     targets_BxL: jax.Array,
     rows_per_chunk: int | None = None,
-    length_parts: int = 1,
 ) -> jax.Array:
     """`-log softmax(hidden head)[target]` of every token. Padding is the caller's: give it weight 0 afterwards.
 
@@ -28,7 +27,6 @@ def cross_entropy(
       targets_BxL: int ids in [0, V).
       rows_per_chunk: tokens whose logits exist at once, all devices together, rounded to whole columns of the batch;
         None takes `automatic_rows` for one device. B * L or more is the whole batch in one piece.
-      length_parts: devices that rows are split over along their length; it divides L.
 
     Returns:
       nll_BxL, float32, nats per token; the same values and gradients for every `rows_per_chunk`.
@@ -42,8 +40,6 @@ def cross_entropy(
 
     # Chunks are columns of the batch, never rows: each device keeps its own rows of every chunk, nothing moves.
     columns = max(1, rows_per_chunk // batch)
-    if length_parts > 1:
-        return _nll_by_stride(hidden_BxLxD, head_DxV, targets_BxL, -(-length // columns), length_parts)
     padding = -length % columns
     hidden_BxPxD = jnp.pad(hidden_BxLxD, ((0, 0), (0, padding), (0, 0)))
     targets_BxP = jnp.pad(targets_BxL, ((0, 0), (0, padding)))
@@ -52,19 +48,6 @@ def cross_entropy(
 
     nll_CxBxK = _nll_of_chunks(hidden_CxBxKxD, head_DxV, targets_CxBxK)
     return nll_CxBxK.swapaxes(0, 1).reshape(batch, -1)[:, :length]
-
-
-def _nll_by_stride(
-    hidden_BxLxD: jax.Array, head_DxV: jax.Array, targets_BxL: jax.Array, at_least: int, length_parts: int
-) -> jax.Array:
-    """Chunk c of C takes the columns c, c + C, ...: each device's piece of a row has its share of every chunk."""
-    batch, length, width = hidden_BxLxD.shape
-    own = length // length_parts  # columns of one device
-    chunks = next(c for c in range(min(at_least, own), own + 1) if own % c == 0)
-    hidden_CxBxKxD = jnp.moveaxis(hidden_BxLxD.reshape(batch, -1, chunks, width), 2, 0)
-    targets_CxBxK = jnp.moveaxis(targets_BxL.reshape(batch, -1, chunks), 2, 0)
-    nll_CxBxK = _nll_of_chunks(hidden_CxBxKxD, head_DxV, targets_CxBxK)
-    return jnp.moveaxis(nll_CxBxK, 0, 2).reshape(batch, length)
 
 
 def _nll_of_chunks(hidden_CxBxKxD: jax.Array, head_DxV: jax.Array, targets_CxBxK: jax.Array) -> jax.Array:

@@ -20,15 +20,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from cpt.models.layout import PARAMETER_RULES, TOKEN_AXES
-from cpt.objectives.cross_entropy import LOGITS_AT_ONCE
+from cpt.objectives.tiles import rows_per_tile
 
 LANES = 128
 """Off the CPU the vocabulary of each device is padded to a multiple of this, as matrix units want it."""
-
-HALF_LOGITS_AT_ONCE = 4 * LOGITS_AT_ONCE
-"""The same for products in 16 bits. Those are so fast that small tiles would mostly wait for the gradient of the head,
-which each of them reads and writes.
-"""
 
 
 def linear_cross_entropy(
@@ -67,23 +62,14 @@ def linear_cross_entropy(
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
         lanes = 1 if platform == "cpu" else LANES
     spread = None if mesh is None else Spread.over(mesh, targets_BxL.size, head_DxV.shape)
+    tokens, vocab = targets_BxL.size, head_DxV.shape[1]
+    if spread is not None:
+        tokens, vocab = tokens // spread.parts(spread.tokens), vocab // spread.parts((spread.vocab,))
+    rows = min(tokens, rows or rows_per_tile(tokens, vocab, half=hidden_BxLxD.dtype.itemsize == 2))
     form = Form(float(z_loss), rows, lanes, spread)
     given = hidden_BxLxD, head_DxV, targets_BxL, weights_BxL.astype(jnp.float32), jnp.asarray(denominator, jnp.float32)
     objective, nll_BxL = _objective(form, *given)
     return objective, jax.lax.stop_gradient(nll_BxL)
-
-
-def rows_per_tile(tokens: int, vocab_size: int, half: bool) -> int:
-    """Tokens per tile that keep the logits of one device under the limit; all `tokens` where they fit.
-
-    A number that divides `tokens` is preferred, as padding them is a copy.
-
-    Args:
-      tokens, vocab_size: of one device.
-      half: whether the products read 16 bits.
-    """
-    most = min(tokens, max(1, (HALF_LOGITS_AT_ONCE if half else LOGITS_AT_ONCE) // vocab_size))
-    return next((rows for rows in range(most, most // 2, -1) if tokens % rows == 0), most)
 
 
 @dataclass(frozen=True)
@@ -111,13 +97,17 @@ class Spread:
         split = [n if mesh.shape.get(n, 1) > 1 and size % mesh.shape[n] == 0 else None for n, size in sizes]
         return cls(mesh, axes, *split)
 
+    def parts(self, axes: tuple[str | None, ...]) -> int:
+        """Devices that these axes split something over."""
+        return math.prod(self.mesh.shape.get(axis, 1) for axis in axes)
+
 
 @dataclass(frozen=True)
 class Form:
-    """What of `linear_cross_entropy` is known while it is traced."""
+    """What of `linear_cross_entropy` is known while it is traced; `rows` and `lanes` of one device."""
 
     z_loss: float
-    rows: int | None
+    rows: int
     lanes: int
     spread: Spread | None
 
@@ -169,12 +159,10 @@ def _own_tokens(form: Form, slopes: bool, hidden_NxD, head_DxV, targets_N, weigh
     vocab = head_DxV.shape[1]
     head_DxV = jnp.pad(head_DxV, ((0, 0), (0, -vocab % form.lanes)))
     tile = partial(_tile, form, slopes, vocab)
-    tokens, half = len(targets_N), hidden_NxD.dtype.itemsize == 2
-    rows = min(form.rows or rows_per_tile(tokens, vocab, half), tokens)
-    if rows == tokens:
+    if form.rows == len(targets_N):
         nll_N, loss_N, *slope = tile(hidden_NxD, head_DxV, targets_N, weights_N)
     else:
-        nll_N, loss_N, *slope = _over_tiles(tile, slopes, rows, hidden_NxD, head_DxV, targets_N, weights_N)
+        nll_N, loss_N, *slope = _over_tiles(tile, slopes, form.rows, hidden_NxD, head_DxV, targets_N, weights_N)
     if not slopes:
         return nll_N, loss_N
     slope_NxD, slope_DxV = slope[0], slope[1][:, :vocab]
@@ -212,29 +200,30 @@ def _tile(form: Form, slopes: bool, vocab: int, hidden_RxD, head_DxV, targets_R,
     if len(column_V) > vocab:
         logits_RxV = jnp.where(column_V < vocab, logits_RxV, -jnp.inf)
     top_R = logits_RxV.max(axis=1)
+    if axis is not None:
+        top_R = jax.lax.pmax(top_R, axis)
+    above_RxV = jnp.exp(logits_RxV - top_R[:, None])
+    total_R = above_RxV.sum(axis=1)
     if axis is None:
         target_R = jnp.take_along_axis(logits_RxV, targets_R[:, None], axis=1)[:, 0]
-        total_R = jnp.exp(logits_RxV - top_R[:, None]).sum(axis=1)
     else:
-        # Each device has some of the columns: the target is in one of them, the others add nothing.
+        # The target is a column of one device; to the others it is none, not even one of their padding.
         targets_R = targets_R - vocab * jax.lax.axis_index(axis)
-        top_R = jax.lax.pmax(top_R, axis)
+        targets_R = jnp.where(targets_R < vocab, targets_R, -1)
         target_R = jnp.where(targets_R[:, None] == column_V, logits_RxV, 0).sum(axis=1)
-        total_R = jnp.exp(logits_RxV - top_R[:, None]).sum(axis=1)
         target_R, total_R = jax.lax.psum(jnp.stack([target_R, total_R]), axis)
     logsumexp_R = top_R + jnp.log(total_R)
     nll_R = logsumexp_R - target_R
     loss_R = nll_R + form.z_loss * jnp.square(logsumexp_R) if form.z_loss else nll_R
     if not slopes:
         return nll_R, loss_R
-    softmax_RxV = jnp.exp(logits_RxV - logsumexp_R[:, None])
-    if form.z_loss:
-        softmax_RxV *= 1 + 2 * form.z_loss * logsumexp_R[:, None]
+    weighted_R = weights_R * (1 + 2 * form.z_loss * logsumexp_R) if form.z_loss else weights_R
     one_hot_RxV = targets_R[:, None] == column_V
-    slope_RxV = ((softmax_RxV - one_hot_RxV) * weights_R[:, None]).astype(hidden_RxD.dtype)
-    by_vocab = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-    slope_RxD = by_vocab(slope_RxV, head_DxV, (((1,), (1,)), ((), ()))).astype(hidden_RxD.dtype)
-    slope_DxV = by_vocab(hidden_RxD, slope_RxV, (((0,), (0,)), ((), ())))
+    slope_RxV = above_RxV * (weighted_R / total_R)[:, None] - jnp.where(one_hot_RxV, weights_R[:, None], 0)
+    slope_RxV = slope_RxV.astype(hidden_RxD.dtype)
+    product = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+    slope_RxD = product(slope_RxV, head_DxV, (((1,), (1,)), ((), ()))).astype(hidden_RxD.dtype)
+    slope_DxV = product(hidden_RxD, slope_RxV, (((0,), (0,)), ((), ())))
     return nll_R, loss_R, slope_RxD, slope_DxV
 
 
@@ -244,5 +233,5 @@ def _summed(spread: Spread, slope_NxD, slope_DxV):
         slope_NxD = jax.lax.psum(slope_NxD, spread.vocab)
     if spread.width is not None:
         slope_DxV = jax.lax.psum_scatter(slope_DxV, spread.width, scatter_dimension=0, tiled=True)
-    rest = tuple(axis for axis in spread.tokens if axis != spread.width)
-    return slope_NxD, jax.lax.psum(slope_DxV, rest)
+    rest = tuple(axis for axis in spread.tokens if axis != spread.width and spread.mesh.shape[axis] > 1)
+    return slope_NxD, jax.lax.psum(slope_DxV, rest) if rest else slope_DxV

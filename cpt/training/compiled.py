@@ -56,6 +56,11 @@ class StepFacts:
 
 
 def compile_step(plan: RunPlan, mesh: Mesh) -> StepFacts:
+    """What the compiler says of the update of a run on `mesh`; as `compile_update`."""
+    return facts(compile_update(plan, mesh))
+
+
+def compile_update(plan: RunPlan, mesh: Mesh) -> jax.stages.Compiled:
     """Compile the update of a run for `mesh`, whose devices may be descriptions only; nothing is allocated."""
     machine = make_machine(plan, mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
@@ -67,7 +72,7 @@ def compile_step(plan: RunPlan, mesh: Mesh) -> StepFacts:
     if plan.spec.guard.spike != "off":
         extra |= {"loss_limit": small(), "norm_limit": small()}
     given = small(), small(max(len(p.columns) for p in plan.phases)), *([extra] if extra else [])
-    return facts(machine.update.lower(machine.abstract, abstract_batch(plan, mesh), *given).compile())
+    return machine.update.lower(machine.abstract, abstract_batch(plan, mesh), *given).compile()
 
 
 def abstract_batch(plan: RunPlan, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

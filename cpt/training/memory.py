@@ -6,15 +6,16 @@ rough: `python -m cpt.main --dry_run=<topology>` has the compiler count them whe
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from cpt.config import RunSpec
 from cpt.models.spec import BY_HAND_FROM, parameter_count
+from cpt.objectives.tiles import rows_per_tile
 
 GB = 1e9
-LOGITS_AT_ONCE = 2**26  # elements per device, as in cpt.objectives.cross_entropy
 
 MEMORY_GB = {
     "TPU v3": 16,
@@ -54,7 +55,7 @@ class Memory:
       gradients: float32; twice while micro-batches are added up.
       snapshot: the copy that is written while training goes on (parameters and moments).
       weights: what the forward pass multiplies: parameters in the compute dtype, gathered over `fsdp`.
-      activations: what is kept for the backward pass, and the logits of one chunk.
+      activations: what is kept for the backward pass, and the logits of one tile.
     """
 
     parameters: float
@@ -132,5 +133,6 @@ def activation_bytes(spec: RunSpec, tensor: int) -> float:
 
 
 def logit_bytes(spec: RunSpec, tokens: float, tensor: int) -> float:
-    """Logits of one chunk and their gradient, float32."""
-    return 8 * min(tokens * spec.model.vocab_size, LOGITS_AT_ONCE) / tensor
+    """Logits of one tile, float32, and their gradient in the compute dtype."""
+    item, vocab = 2 if spec.model.compute_dtype == "bfloat16" else 4, -(-spec.model.vocab_size // tensor)
+    return (4 + item) * vocab * rows_per_tile(math.ceil(tokens), vocab, half=item == 2)

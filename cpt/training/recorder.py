@@ -224,7 +224,7 @@ class Recorder:
             "data_wait_s": round(data_wait_s, 6),
             "step_s": round(step_s, 6),
         }
-        if phase.spec.weights:
+        if phase.spec.weights or self.plan.spec.objective.z_loss:
             row["objective"] = float(sums.objective)
         for column, nats, tokens in zip(phase.columns, nats_K, tokens_K, strict=False):
             row[f"source/{column.name}/loss"] = float(nats / tokens) if tokens else None

@@ -115,20 +115,3 @@ def test_weights_of_any_dtype(kind):
     nats, tokens = weighted_sums(jnp.ones((2, 3)), jnp.ones((2, 3), kind), jnp.array([0, 1]), 2)
     np.testing.assert_array_equal(nats, [3, 3])
     np.testing.assert_array_equal(tokens, [3, 3])
-
-
-@pytest.mark.parametrize(("rows", "parts"), [(12, 2), (6, 4), (1, 2), (30, 3)])
-def test_chunks_across_a_split_row_are_the_same_numbers(rows, parts):
-    """Chunks of every C-th column, as rows split along their length need them, against the batch in one piece."""
-    rng = np.random.default_rng(0)
-    hidden_BxLxD, head_DxV = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 12, 8), (8, 17)))
-    targets_BxL = jnp.asarray(rng.integers(0, 17, (3, 12)))
-
-    def mean(hidden_BxLxD, rows, parts):
-        nll_BxL = cross_entropy(hidden_BxLxD, head_DxV, targets_BxL, rows, parts)
-        return (nll_BxL * jnp.arange(36).reshape(3, 12)).sum(), nll_BxL
-
-    (_, whole), slope = jax.value_and_grad(mean, has_aux=True)(hidden_BxLxD, 36, 1)
-    (_, split), slope_split = jax.value_and_grad(mean, has_aux=True)(hidden_BxLxD, rows, parts)
-    np.testing.assert_allclose(split, whole, rtol=1e-6)
-    np.testing.assert_allclose(slope_split, slope, rtol=1e-5, atol=1e-5)

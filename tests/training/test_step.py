@@ -10,6 +10,7 @@ from cpt.config import OptimizerSpec
 from cpt.models.base import build
 from cpt.models.spec import ModelSpec
 from cpt.objectives.cross_entropy import cross_entropy
+from cpt.objectives.linear_cross_entropy import linear_cross_entropy
 from cpt.optimizers.adamw import adamw
 from cpt.optimizers.policy import apply_policy
 from cpt.training.state import State
@@ -46,11 +47,12 @@ def same(a, b) -> bool:
 
 
 def test_unit_multipliers_are_plain_cross_entropy_bit_for_bit(state, batch):
-    """Against masked cross-entropy that knows of no sources: same loss, same parameters, every bit."""
+    """Against a mean that knows of no sources and multipliers: same loss, same parameters, every bit."""
 
     def plain(params, batch):
-        nll_BxL = cross_entropy(MODEL.apply(params, batch["tokens_BxL"]), MODEL.head(params), batch["targets_BxL"])
-        return jnp.sum(nll_BxL * batch["weights_BxL"]) / jnp.sum(batch["weights_BxL"])
+        hidden_BxLxD, weights_BxL = MODEL.apply(params, batch["tokens_BxL"]), batch["weights_BxL"]
+        head_DxV = MODEL.head(params)
+        return linear_cross_entropy(hidden_BxLxD, head_DxV, batch["targets_BxL"], weights_BxL, weights_BxL.sum())[0]
 
     def plain_update(state, batch):
         loss, grads = jax.value_and_grad(plain)(state.params, batch)
@@ -61,6 +63,31 @@ def test_unit_multipliers_are_plain_cross_entropy_bit_for_bit(state, batch):
     got, sums = update(state, batch)
     assert float(sums.objective) == float(loss)
     assert same(got, want)
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_gradients_are_those_of_full_logits(state, batch, z_loss):
+    """Against JAX's own derivative of the objective as it is written, with sources of weight 0.7 and 2 and padding."""
+    batch = {**batch, "weights_BxL": batch["weights_BxL"].at[2, 5:].set(0)}
+    multipliers_K = jnp.asarray([0.7, 2.0])
+
+    def objective(params):
+        hidden_BxLxD, head_DxV = MODEL.apply(params, batch["tokens_BxL"]), MODEL.head(params)
+        nll_BxL = cross_entropy(hidden_BxLxD, head_DxV, batch["targets_BxL"])
+        penalty_BxL = z_loss * jax.nn.logsumexp(hidden_BxLxD @ head_DxV, axis=-1) ** 2
+        weights_BxL = batch["weights_BxL"] * multipliers_K[batch["source_B"]][:, None]
+        return jnp.sum((nll_BxL + penalty_BxL) * weights_BxL) / batch["weights_BxL"].sum()
+
+    value, grads = jax.jit(jax.value_and_grad(objective))(state.params)
+    # With plain descent, what is added to the parameters is the gradient.
+    descent = optax.identity()
+    step = jax.jit(make_train_step(MODEL, descent, z_loss=z_loss))
+    new, sums = step(State(state.params, descent.init(state.params)), batch, jnp.float32(1.0), multipliers_K)
+    assert float(sums.objective) == pytest.approx(float(value), rel=1e-6)
+    assert float(sums.grad_norm) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
+    moved = jax.tree.map(lambda a, b: a - b, state.params, new.params)
+    close = jax.tree.map(lambda x, y: jnp.allclose(x, y, rtol=1e-4, atol=1e-6), moved, grads)
+    assert jax.tree.all(close)
 
 
 def test_sums_per_column_and_weighted_objective(state, batch):

@@ -108,12 +108,13 @@ class Model:
         The results of `apply` are the same. For what reads parameters many times: micro-batches, layers in a loop.
 
         Args:
-          embedding: the embedding as well; not for training, which adds up its gradient in float32.
+          embedding: embedding and output head as well; not for training, which adds up their gradients in float32.
         """
         dtype = jnp.dtype(self.spec.compute_dtype)
         is_factor = nnx.to_pure_dict(self._skeleton[1], extract_fn=lambda v: v.get_metadata().get("factor", False))
-        if embedding and "embed" in is_factor:
-            is_factor["embed"] = jax.tree.map(lambda _: True, is_factor["embed"])
+        for name in ("embed", "head"):
+            if embedding and name in is_factor:
+                is_factor[name] = jax.tree.map(lambda _: True, is_factor[name])
         return jax.tree.map(lambda leaf, factor: leaf.astype(dtype) if factor else leaf, params, is_factor)
 
     def logical_axes(self) -> dict[str, Any]:

@@ -83,4 +83,4 @@ class Head(nnx.Module):
     """Output matrix [d, V]; it holds the parameter only, the objective multiplies by it in chunks."""
 
     def __init__(self, rngs: nnx.Rngs, spec: DecoderSpec, std: float):
-        self.kernel = normal(rngs, (spec.width, spec.vocab_size), ("embed", "vocab"), std, factor=True)
+        self.kernel = normal(rngs, (spec.width, spec.vocab_size), ("embed", "vocab"), std)

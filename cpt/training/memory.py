@@ -134,5 +134,6 @@ def activation_bytes(spec: RunSpec, tensor: int) -> float:
 
 def logit_bytes(spec: RunSpec, tokens: float, tensor: int) -> float:
     """Logits of one tile, float32, and their gradient in the compute dtype."""
-    item, vocab = 2 if spec.model.compute_dtype == "bfloat16" else 4, -(-spec.model.vocab_size // tensor)
+    item, vocab = 2 if spec.model.compute_dtype == "bfloat16" else 4, spec.model.vocab_size
+    vocab = vocab // tensor if vocab % tensor == 0 else vocab
     return (4 + item) * vocab * rows_per_tile(math.ceil(tokens), vocab, half=item == 2)

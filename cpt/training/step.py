@@ -17,12 +17,7 @@ from cpt.training.state import State, Sums
 
 
 def jit_train_step(
-    model: Model,
-    tx: optax.GradientTransformation,
-    mesh: Mesh,
-    shardings: State,
-    accumulate: int,
-    z_loss: float = 0.0,
+    model: Model, tx: optax.GradientTransformation, mesh: Mesh, shardings: State, accumulate: int, z_loss: float = 0.0
 ) -> Any:
     """`make_train_step` for `mesh`: jitted, the state donated and left where it lay, the sums on every device."""
     step = make_train_step(model.on(mesh), tx, accumulate, z_loss)
@@ -30,10 +25,7 @@ def jit_train_step(
 
 
 def make_train_step(
-    model: Model,
-    tx: optax.GradientTransformation,
-    accumulate: int = 1,
-    z_loss: float = 0.0,
+    model: Model, tx: optax.GradientTransformation, accumulate: int = 1, z_loss: float = 0.0
 ) -> Callable[[State, dict[str, jax.Array], jax.Array, jax.Array], tuple[State, Sums]]:
     """The update, to be jitted with the state donated.
 

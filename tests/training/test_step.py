@@ -5,14 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import toy
 
-from cpt.config import OptimizerSpec
+from cpt.config import OptimizerSpec, identity, load
 from cpt.models.base import build
+from cpt.models.layout import AXES
 from cpt.models.spec import ModelSpec
 from cpt.objectives.cross_entropy import cross_entropy
 from cpt.objectives.linear_cross_entropy import linear_cross_entropy
 from cpt.optimizers.adamw import adamw
 from cpt.optimizers.policy import apply_policy
+from cpt.plan import resolve
+from cpt.training.machine import make_machine
+from cpt.training.sharding import device_mesh
 from cpt.training.state import State
 from cpt.training.step import make_train_step
 
@@ -182,3 +187,26 @@ def test_policies_at_a_phase_edge(state, batch, policy, count, moments):
     )
     assert int(adam.count) == count
     assert bool(jnp.any(adam.nu["head"]["kernel"] != 0)) == moments
+
+
+def test_z_loss_is_one_line_of_a_config(tmp_path):
+    """It reaches the update, where `objective` has it and `loss` has not; a run without it has the hash it had."""
+    config = toy.get_config(str(tmp_path))
+    plain = resolve(load(config))
+    config.objective.z_loss = 0.1
+    pulled = resolve(load(config))
+    assert identity(plain.spec, defaults=False).get("objective") is None and pulled.hash != plain.hash
+    tokens_BxL = np.arange(8 * 32, dtype=np.int32).reshape(8, 32)
+    batch = {"tokens_BxL": tokens_BxL, "targets_BxL": tokens_BxL, "weights_BxL": np.ones((8, 32), np.float32)}
+    batch["source_B"] = np.zeros(8, np.int32)
+    found = []
+    for plan in (plain, pulled):
+        machine = make_machine(plan, device_mesh({a: 1 for a in AXES}, jax.devices()[:1]))
+        params = machine.model.init(jax.random.key(0))
+        hidden_BxLxD = machine.model.apply(params, tokens_BxL)
+        penalty = float(jnp.mean(jax.nn.logsumexp(hidden_BxLxD @ machine.model.head(params), axis=-1) ** 2))
+        _, sums = machine.update(State(params, machine.tx.init(params)), batch, *machine.inputs(0, None))
+        found.append((float(sums.objective), float(sums.nats_K.sum() / sums.tokens_K.sum())))
+    (objective, loss), (with_term, same_loss) = found
+    assert loss == same_loss == pytest.approx(objective, rel=1e-6)
+    assert with_term == pytest.approx(objective + 0.1 * penalty, rel=1e-6) and penalty > 1

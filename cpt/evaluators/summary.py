@@ -38,7 +38,8 @@ def summarise(run_dir: Path) -> dict[str, Any]:
 
     Keys: `name`, `finished`, `steps`, `tokens`, `sets`, `matrix` {phases, sets, loss}, `bwt`, `fwt`, `worst_case_loss`,
     `phases` (see `loss_potential`), `tags` (see `tag_means`), `probes` {`probe.value`: first, last}, `eval_share` (of
-    the time in the loop, what evaluations took), `ledger` (totals, `exact`, and per phase the share of replay) and
+    the time in the loop, what evaluations took), `seconds` (of all launches, by bucket: see
+    `cpt.training.accounting`), `ledger` (totals, `exact`, and per phase the share of replay) and
     `branches` (see `branch_rows`).
 
     A set has `learned_in`, `upstream`, `reference_step`, `reference_tokens`, `initial`, `final`, `forgetting`,
@@ -84,6 +85,7 @@ def summary_of(run: RunFiles) -> dict[str, Any]:
             "tags": tag_means(run),
             "probes": {n: _first_and_last(values_T) for n, (_, _, values_T) in run.probe_curves.items()},
             "eval_share": _eval_share(run.environment),
+            "seconds": _seconds(run.environment),
             "ledger": _ledger(run),
             "branches": branch_rows(run),
         }
@@ -219,9 +221,14 @@ def _first_and_last(values_T: np.ndarray) -> dict[str, float | None]:
     return {"first": finite[0], "last": finite[-1]} if len(finite) else {"first": None, "last": None}
 
 
+def _seconds(environment: dict[str, Any]) -> dict[str, float]:
+    return {k.removeprefix("seconds/"): v for k, v in environment.items() if k.startswith("seconds/")}
+
+
 def _eval_share(environment: dict[str, Any]) -> float | None:
-    evaluating, updating = (environment.get(f"seconds/{k}") for k in ("eval", "step"))
-    return evaluating / (evaluating + updating) if evaluating is not None and updating else None
+    seconds = _seconds(environment)
+    updating = sum(seconds.get(k, 0.0) for k in ("step", "data", "log"))
+    return seconds["eval"] / (seconds["eval"] + updating) if "eval" in seconds and updating else None
 
 
 def _ledger(run: RunFiles) -> dict[str, Any]:

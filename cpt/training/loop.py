@@ -23,6 +23,7 @@ from cpt.data.ledger import Ledger
 from cpt.errors import DataError, RunError
 from cpt.models.spec import flops_per_token
 from cpt.plan import RunPlan
+from cpt.training.accounting import Account
 from cpt.training.checkpoint import Checkpoints, DamagedCheckpoint, read_meta
 from cpt.training.evaluation import build_evaluation
 from cpt.training.faults import reason
@@ -46,21 +47,23 @@ from cpt.training.workdir import claim, inherit
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended: the step reached, the signal that stopped it (or None), seconds by activity."""
+    """How training ended: the step reached, the signal that stopped it (or None)."""
 
     step: int
     stopped_by: str | None
-    busy_s: dict[str, float]
 
 
-def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome:
+def train(plan: RunPlan, data: Data, workdir: Path, console: Console, account: Account | None = None) -> Outcome:
     """Train `plan` from wherever `workdir` stands to its end, or until a signal asks to stop.
+
+    Args:
+      account: of the time, where the caller has begun one.
 
     Raises:
       DataError, ConfigError: data, mesh or plan do not fit, found before anything is compiled.
       RunError: a damaged data plan, or updates that stay non-finite; says what is safe on disk.
     """
-    spec = plan.spec
+    spec, account = plan.spec, account or Account()
     mix = check_data(plan, data)
     machine = make_machine(plan)
     mesh, rows = machine.mesh, host_rows(machine.mesh, spec.batch.sequences)
@@ -87,12 +90,13 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
             if spec.init.what == "all" and spec.init.from_run:
                 inherit(run_at(spec.init.from_run), workdir, plan, start)
             claim(workdir, plan, start)
-        recorder = Recorder(workdir, plan, ledger, evaluation, start, progress, guard)
+        recorder = Recorder(workdir, plan, ledger, evaluation, start, progress, guard, account)
     snapshots = Snapshots(plan, evaluation, recorder.evaluated)
     rest = read_batches(plan, data, ledger, workdir, recorder.losses_at, start, rows)
 
+    @account.to("checkpoint")
     def save(step: int, kinds: tuple[str, ...], last: bool) -> None:
-        snapshots.settle()
+        account.to("eval")(snapshots.settle)()
         recorder.drain()  # a checkpoint must not be newer than the rows on disk
         recorder.write_ledger()
         # While updates fail, the rolling ones of before must not be pushed out: the way back leads through them.
@@ -125,9 +129,10 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
             if (spike := guard.due(step)) is not None:
                 with recorder.aside():
                     state = go_back(machine, checkpoints, guard, spike, step, state, say)
-            if nats := evaluation(state.params, plan.sets_at(step)):
-                recorder.evaluated(step, nats)
-            snapshots.at(step, state.params, nats)
+            with account.to("eval"):
+                if nats := evaluation(state.params, plan.sets_at(step)):
+                    recorder.evaluated(step, nats)
+                snapshots.at(step, state.params, nats)
             for name in plan.probes_at(step):
                 recorder.probed(step, name, partial(evaluation.probe, name, state.params, step))
             kinds = plan.checkpoints_at(step) if step > start else ()
@@ -144,17 +149,19 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console) -> Outcome
                 # After the checkpoint: what is saved at an edge is the end of the old phase.
                 with recorder.aside():
                     state = machine.switch[step](state)
-            waited = time.monotonic()
-            batch = put_batch(mesh, next(batches), spec.batch.sequences) | requests.asked()
-            data_wait_s = time.monotonic() - waited
-            state, sums = machine.update(state, batch, *machine.inputs(step, guard.limits(step)))
+            with account.to("data"):
+                waited = time.monotonic()
+                batch = put_batch(mesh, next(batches), spec.batch.sequences) | requests.asked()
+                data_wait_s = time.monotonic() - waited
+            with account.to("step"):
+                state, sums = machine.update(state, batch, *machine.inputs(step, guard.limits(step)))
             recorder.trained(step, sums, plan.lr(step), data_wait_s)
         recorder.drain()
         recorder.write_ledger()
         watchdog.at("the last checkpoint")
-        checkpoints.close()
+        account.to("checkpoint")(checkpoints.close)()
         recorder.close()
-    return Outcome(step, stopping, recorder.busy_s)
+    return Outcome(step, stopping)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from cpt.errors import DataError, RunError
 from cpt.evaluators.rows import write_atomic
 from cpt.plan import RunPlan
 from cpt.sections import to_dict
+from cpt.training.accounting import Account
 from cpt.training.evaluation import Evaluation
 from cpt.training.guard import Guard
 from cpt.training.loggers import LoggerFacts, open_loggers
@@ -47,6 +48,7 @@ class Recorder:
       step: where the run starts or resumes; later rows on disk are cut.
       progress: shown to the person watching.
       guard: judges the updates; of a run that resumes, with what it knew.
+      account: of the run's time.
     """
 
     def __init__(
@@ -58,11 +60,12 @@ class Recorder:
         step: int,
         progress: Any,
         guard: Guard | None = None,
+        account: Account | None = None,
     ):
         self.workdir, self.plan, self.ledger, self.progress = workdir, plan, ledger, progress
-        self.evaluation, self.guard = evaluation, guard or Guard(plan)
+        self.evaluation, self.guard, self.account = evaluation, guard or Guard(plan), account or Account()
         self.heard: Callable[[int, np.ndarray | None], None] = lambda update, asked_2: None
-        self.busy_s = {"step": 0.0, "eval": 0.0, "data": 0.0}
+        self.busy_s = {"step": 0.0, "eval": 0.0}  # between results, for the share that is shown
         self._pending: deque[tuple] = deque()
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})  # the last evaluation that was written
         self._start_step, self._started, self._last_done = step, time.monotonic(), 0.0
@@ -116,7 +119,8 @@ class Recorder:
         """Ask the probe `name` about the parameters at `step`; the time that takes is charged to evaluation."""
         self.drain()  # what the host does in a probe must not look like a slow update
         begun = time.monotonic()
-        values = ask()
+        with self.account.to("eval"):
+            values = ask()
         self.busy_s["eval"] += time.monotonic() - begun
         self._pending.append(("probe", step, {name: values}, time.monotonic(), 0.0, 0.0))
         self.resume_clock()
@@ -151,12 +155,13 @@ class Recorder:
 
     def write_ledger(self) -> None:
         """Check the ledger and write `ledger.json`. Raises RunError if consumed and planned differ."""
-        self.ledger.check()
-        out = self.ledger.to_json()
-        out["totals"] |= self.guard.not_learned(self.plan.spec.batch.sequences * self.plan.spec.batch.length)
-        out["guard"] = [asdict(incident) for incident in self.guard.incidents]
-        if self._writes:
-            write_atomic(self.workdir / "ledger.json", json.dumps(out, indent=1))
+        with self.account.to("log"):
+            self.ledger.check()
+            out = self.ledger.to_json()
+            out["totals"] |= self.guard.not_learned(self.plan.spec.batch.sequences * self.plan.spec.batch.length)
+            out["guard"] = [asdict(incident) for incident in self.guard.incidents]
+            if self._writes:
+                write_atomic(self.workdir / "ledger.json", json.dumps(out, indent=1))
 
     def close(self) -> None:
         for f in (self.metrics, self.evals, self.sequences, self.probes, self.board):
@@ -164,19 +169,20 @@ class Recorder:
 
     def _write_next(self) -> None:
         kind, step, result, dispatched, lr, data_wait_s = self._pending.popleft()
-        host = jax.device_get(result)
+        with self.account.to("step" if kind == "train" else "eval"):
+            host = jax.device_get(result)
         now = time.monotonic()
         # Since the result before: what the host spends between two updates counts, or it would look free.
         busy, self._last_done = now - (self._last_done or dispatched), now
-        if kind != "train":
-            self.busy_s["eval"] += busy
-            self.progress.eval_share = self.eval_share
-            (self._write_eval if kind == "eval" else self._write_probe)(step, host)
-        else:
-            self.busy_s["step"] += busy
-            self.busy_s["data"] += data_wait_s
-            self.heard(step, host.asked)
-            self._write_metrics(step, host, lr, data_wait_s, busy)
+        with self.account.to("log"):
+            if kind != "train":
+                self.busy_s["eval"] += busy
+                self.progress.eval_share = self.eval_share
+                (self._write_eval if kind == "eval" else self._write_probe)(step, host)
+            else:
+                self.busy_s["step"] += busy
+                self.heard(step, host.asked)
+                self._write_metrics(step, host, lr, data_wait_s, busy)
 
     @property
     def eval_share(self) -> float:

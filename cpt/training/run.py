@@ -19,6 +19,7 @@ from cpt.data.preparing import open_sources
 from cpt.evaluators.overlap import overlap_lines
 from cpt.evaluators.rows import write_atomic
 from cpt.plan import RunPlan
+from cpt.training.accounting import Account
 from cpt.training.branches import branch_plans, finished
 from cpt.training.feed import Data
 from cpt.training.loggers import check_loggers
@@ -32,6 +33,11 @@ PACKAGES = ("cpt", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain"
 
 def run_training(plan: RunPlan, workdir: Path, console: Console) -> Outcome:
     """Train `plan` in `workdir`, then its annealed branches; see `cpt.training.loop.train` for what it raises."""
+    with Account().watching() as account:
+        return _run(plan, workdir, console, account)
+
+
+def _run(plan: RunPlan, workdir: Path, console: Console, account: Account) -> Outcome:
     started = time.time()
     say = lambda line: console.print(line, highlight=False)  # noqa: E731
     if here().first:
@@ -44,8 +50,8 @@ def run_training(plan: RunPlan, workdir: Path, console: Console) -> Outcome:
     before = seconds_before(workdir)
     which = None if tokenizer is None else tokenizer.hash
     write_environment(workdir, started, 0.0, 0, before, which)
-    outcome = train(plan, data, workdir, console)
-    busy_s = {k: v + before.get(k, 0.0) for k, v in outcome.busy_s.items()}
+    outcome = train(plan, data, workdir, console, account)
+    busy_s = {k: v + before.get(k, 0.0) for k, v in account.seconds().items()}
     write_environment(workdir, started, time.time() - started, outcome.step, busy_s, which)
     for folder, child in branch_plans(plan, workdir).items():
         if outcome.stopped_by is None and not here().decide(partial(finished, child, folder)):
@@ -94,9 +100,9 @@ def write_environment(
         "processes": jax.process_count(),
         "command": " ".join(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "wall_s": round(wall_s, 1),
+        "wall_s": round(wall_s, 3),
         "reached_step": step,
         "tokenizer": tokenizer,
-        **{f"seconds/{k}": round(v, 2) for k, v in (busy_s or {}).items()},
+        **{f"seconds/{k}": round(v, 3) for k, v in (busy_s or {}).items()},
     }
     write_atomic(workdir / "environment.json", json.dumps(facts, indent=1))

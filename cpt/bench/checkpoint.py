@@ -9,20 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from cpt.bench.step import shortened
+from cpt.bench.updates import Updates, opened, shortened
 from cpt.data.ledger import Ledger
-from cpt.data.preparing import open_sources
 from cpt.models.spec import flops_per_token
 from cpt.plan import RunPlan
 from cpt.training.checkpoint import Checkpoints
-from cpt.training.feed import Data, check_data, host_batches
-from cpt.training.machine import make_machine
+from cpt.training.feed import check_data
 from cpt.training.preservation import bytes_of
-from cpt.training.sharding import host_rows, put_batch
-from cpt.training.state import State
 
 EVERY = 20  # updates in a stretch
 
@@ -38,11 +33,10 @@ def bench_checkpoint(plan: RunPlan, rounds: int, say: Callable[[str], None]) -> 
       rounds: stretches of each kind; the median is given.
     """
     plan = shortened(plan, EVERY * (2 * rounds + 1))
-    sources, tokenizer = open_sources(plan.spec.sources, plan.spec.tokenizer, Path(plan.spec.stores), say)
-    data = Data(sources, tokenizer)
+    data = opened(plan, say)
     mix = check_data(plan, data)
     ledger = Ledger(mix, flops_per_token(plan.spec.model, plan.spec.batch.length), 0)
-    updates = _Updates(plan, data, mix)
+    updates = Updates(plan, data, mix)
     updates.run(EVERY)  # compiles
     timed: dict[bool, list[float]] = {True: [], False: []}
     worked: dict[bool, list[float]] = {True: [], False: []}
@@ -88,26 +82,3 @@ def show(result: dict[str, Any], say: Callable[[str], None]) -> None:
         f"{result['blocked_ms']:.0f} ms of waiting) and {100 * result['cpu_share']:.2f} % of their work on the "
         f"processor ({result['cpu_ms']:.0f} ms)"
     )
-
-
-class _Updates:
-    """The trainer's own update on a run's batches, its results fetched one update late."""
-
-    def __init__(self, plan: RunPlan, data: Data, mix: Any):
-        self.machine, self.step = make_machine(plan), 0
-        self.sequences = plan.spec.batch.sequences
-        self.batches = host_batches(plan, data, mix, host_rows(self.machine.mesh, self.sequences))
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.machine.abstract)
-        params = jax.jit(self.machine.model.init, out_shardings=shardings.params)(jax.random.key(plan.spec.seed))
-        self.state = State(params, jax.jit(self.machine.tx.init, out_shardings=shardings.opt_state)(params))
-
-    def run(self, updates: int) -> None:
-        """So many updates; returns when the last is done."""
-        before = None
-        for _ in range(updates):
-            batch = put_batch(self.machine.mesh, self.batches[self.step], self.sequences)
-            self.state, sums = self.machine.update(self.state, batch, *self.machine.inputs(self.step, None))
-            if before is not None:
-                jax.device_get(before)
-            before, self.step = sums, self.step + 1
-        jax.device_get(before)

@@ -1,0 +1,78 @@
+"""The trainer's own compiled update with nothing around it, for suites that put something beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cpt.data.mix import MixPlan
+from cpt.data.preparing import open_sources
+from cpt.plan import RunPlan, resolve
+from cpt.training.feed import Data, check_data, host_batches
+from cpt.training.machine import make_machine
+from cpt.training.sharding import host_rows, put_batch
+from cpt.training.state import State, Sums
+
+
+def shortened(plan: RunPlan, steps: int, loggers: tuple[str, ...] = ()) -> RunPlan:
+    """The first phase of `plan`, `steps` long, with nothing but training in it, and further loggers."""
+    spec, name = plan.spec, plan.spec.order[0]
+    phase = dataclasses.replace(spec.phases[name], tokens=None, steps=steps)
+    sources = {n: dataclasses.replace(s, epochs=1e9) for n, s in spec.sources.items()}
+    evaluation = dataclasses.replace(spec.evaluation, sets={}, probes={})
+    changed = {"order": (name,), "phases": {name: phase}, "sources": sources, "evaluation": evaluation}
+    return resolve(dataclasses.replace(spec, **changed, loggers=(*spec.loggers, *loggers)))
+
+
+def opened(plan: RunPlan, say: Callable[[str], None]) -> Data:
+    """The data of `plan`."""
+    return Data(*open_sources(plan.spec.sources, plan.spec.tokenizer, Path(plan.spec.stores), say))
+
+
+class Updates:
+    """Updates on a run's batches, each result fetched one update late, as any careful loop does.
+
+    Attributes:
+      machine: what is timed.
+      state: now; `step` updates are behind it.
+
+    Args:
+      data, mix: what is read; None where `one` is given all batches.
+      params: to start from; drawn from the plan's seed by default.
+    """
+
+    def __init__(self, plan: RunPlan, data: Data | None = None, mix: MixPlan | None = None, params: Any = None):
+        self.machine, self.step, self._before = make_machine(plan), 0, None
+        self.sequences = plan.spec.batch.sequences
+        if data is not None:
+            mix = check_data(plan, data) if mix is None else mix
+            self.batches = host_batches(plan, data, mix, host_rows(self.machine.mesh, self.sequences))
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.machine.abstract)
+        if params is None:
+            params = jax.jit(self.machine.model.init, out_shardings=shardings.params)(jax.random.key(plan.spec.seed))
+        else:
+            params = jax.device_put(params, shardings.params)
+        self.state = State(params, jax.jit(self.machine.tx.init, out_shardings=shardings.opt_state)(params))
+
+    def one(self, batch: dict[str, Any] | None = None) -> Sums | None:
+        """Dispatch one update; waits for the one before and returns its sums, fetched."""
+        batch = self.batches[self.step] if batch is None else batch
+        batch = put_batch(self.machine.mesh, batch, self.sequences)
+        self.state, sums = self.machine.update(self.state, batch, *self.machine.inputs(self.step, None))
+        before, self._before, self.step = self._before, sums, self.step + 1
+        return None if before is None else jax.device_get(before)
+
+    def last(self) -> Sums:
+        """Wait for the update under way; its sums, fetched."""
+        before, self._before = self._before, None
+        return jax.device_get(before)
+
+    def run(self, updates: int) -> None:
+        """So many updates; returns when the last is done."""
+        for _ in range(updates):
+            self.one()
+        self.last()

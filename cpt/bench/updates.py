@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
+from cpt import config as c
 from cpt.data.mix import MixPlan
 from cpt.data.preparing import open_sources
+from cpt.models.spec import DecoderSpec
 from cpt.plan import RunPlan, resolve
 from cpt.training.feed import Data, check_data, host_batches
 from cpt.training.machine import make_machine
-from cpt.training.sharding import host_rows, put_batch
+from cpt.training.sharding import host_rows, put_batch, replicate
 from cpt.training.state import State, Sums
 
 
@@ -33,6 +36,36 @@ def opened(plan: RunPlan, say: Callable[[str], None]) -> Data:
     return Data(*open_sources(plan.spec.sources, plan.spec.tokenizer, Path(plan.spec.stores), say))
 
 
+def synthetic(spec: DecoderSpec, sequences: int, length: int, accumulate: int = 1, **optimizer: Any) -> RunPlan:
+    """A run of one phase at a constant learning rate, whose one source is never read: batches are given to `Updates`.
+
+    Args:
+      optimizer: fields of its section; `lr` as well.
+    """
+    given = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}
+    rate = c.lr(kind="constant", value=optimizer.pop("lr", 1e-3))
+    run = c.run(
+        name="synthetic",
+        model=c.model(**given),
+        batch=c.batch(sequences=sequences, length=length, accumulate=accumulate),
+        sources={"none": c.source(store="none", epochs=1e9)},
+        order=("only",),
+        phases={"only": c.phase(steps=10**9, mix={"none": 1.0}, lr=rate)},
+        optimizer=c.optimizer(**optimizer),
+    )
+    return resolve(c.load(run))
+
+
+def as_batch(rows_BxM: np.ndarray) -> dict[str, np.ndarray]:
+    """A batch of rows of L + 1 tokens, all of one source."""
+    return {
+        "tokens_BxL": rows_BxM[:, :-1],
+        "targets_BxL": rows_BxM[:, 1:],
+        "weights_BxL": np.ones(rows_BxM[:, 1:].shape, np.float32),
+        "source_B": np.zeros(len(rows_BxM), np.int32),
+    }
+
+
 class Updates:
     """Updates on a run's batches, each result fetched one update late, as any careful loop does.
 
@@ -43,11 +76,19 @@ class Updates:
     Args:
       data, mix: what is read; None where `one` is given all batches.
       params: to start from; drawn from the plan's seed by default.
+      columns: of the mix, where the batches that are given have other ones than the plan.
     """
 
-    def __init__(self, plan: RunPlan, data: Data | None = None, mix: MixPlan | None = None, params: Any = None):
+    def __init__(
+        self,
+        plan: RunPlan,
+        data: Data | None = None,
+        mix: MixPlan | None = None,
+        params: Any = None,
+        columns: int | None = None,
+    ):
         self.machine, self.step, self._before = make_machine(plan), 0, None
-        self.sequences = plan.spec.batch.sequences
+        self.sequences, self.columns = plan.spec.batch.sequences, columns
         if data is not None:
             mix = check_data(plan, data) if mix is None else mix
             self.batches = host_batches(plan, data, mix, host_rows(self.machine.mesh, self.sequences))
@@ -62,7 +103,10 @@ class Updates:
         """Dispatch one update; waits for the one before and returns its sums, fetched."""
         batch = self.batches[self.step] if batch is None else batch
         batch = put_batch(self.machine.mesh, batch, self.sequences)
-        self.state, sums = self.machine.update(self.state, batch, *self.machine.inputs(self.step, None))
+        lr, multipliers_K, *extra = self.machine.inputs(self.step, None)
+        if self.columns is not None:
+            multipliers_K = replicate(self.machine.mesh, np.ones(self.columns, np.float32))
+        self.state, sums = self.machine.update(self.state, batch, lr, multipliers_K, *extra)
         before, self._before, self.step = self._before, sums, self.step + 1
         return None if before is None else jax.device_get(before)
 

@@ -22,6 +22,7 @@ from cpt.bench.timing import Step, figures, ratio
 from cpt.models import base, convert
 from cpt.models.spec import ModelSpec, flops_per_token
 
+NAMES = ("ours", "plain_flax", "hf_torch")
 ALIKE = 1e-5  # relative; losses of the same weights on the same rows
 
 
@@ -54,23 +55,35 @@ SMALL = Shape(layers=1, width=16, heads=2, vocab_size=64, sequences=2, length=16
 PYTHIA_410M = Shape(24, 1024, 16, 50_304, 16, 2048, "bfloat16")
 
 
-def bench_peers(shape: Shape, turns: int, python: str | None, home: Path | None, say: Callable[[str], None]) -> dict:
+def bench_peers(
+    shape: Shape,
+    turns: int,
+    python: str | None,
+    home: Path | None,
+    say: Callable[[str], None],
+    names: tuple[str, ...] = NAMES,
+    updates: int = 1,
+) -> dict[str, Any]:
     """Step and evaluation times of each peer, and the ratios to ours.
 
     Args:
       turns: updates of each; after each, an evaluation of one batch.
       python: an interpreter with torch and transformers; None makes an environment in `home`, or in the user's cache.
+      names: of the peers, ours first.
+      updates: and evaluations, of a turn; several where a device works ahead of the host.
     """
     missing: dict[str, str] = {"jax_linear_attention": environment.why_no_jla()}
-    try:
-        pythons = {"hf_torch": environment.peer_python(python, home, say)}
-    except environment.NoPeer as e:
-        pythons, missing["hf_torch"] = {}, str(e)
+    pythons: dict[str, str] = {}
+    if "hf_torch" in names:
+        try:
+            pythons["hf_torch"] = environment.peer_python(python, home, say)
+        except environment.NoPeer as e:
+            missing["hf_torch"] = str(e)
     with tempfile.TemporaryDirectory() as folder:
         setting = write_setting(Path(folder), shape)
         with ExitStack() as stack:
             peers = []
-            for name in ("ours", "plain_flax", "hf_torch"):
+            for name in names:
                 if name in missing:
                     continue
                 try:
@@ -80,14 +93,14 @@ def bench_peers(shape: Shape, turns: int, python: str | None, home: Path | None,
                     missing[name] = str(e)
             if [p.name for p in peers][:1] != ["ours"]:
                 raise PeerFailed(missing["ours"])
-            heard = dict(measure(peers, turns, missing, say))
+            heard = dict(measure(peers, turns, updates, missing, say))
     for name, why in missing.items():
         say(f"{name}: left out: {why}")
     return {"shape": asdict(shape), "turns": turns, "missing": missing, "commit": commit(), **told(shape, heard)}
 
 
 def measure(
-    peers: list[Peer], turns: int, missing: dict[str, str], say: Callable[[str], None]
+    peers: list[Peer], turns: int, updates: int, missing: dict[str, str], say: Callable[[str], None]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Let them take turns; yields for each that came through what it said and how long it took.
 
@@ -100,17 +113,18 @@ def measure(
             for what in ("evaluate", "step") if turn == 0 else ("step", "evaluate"):
                 for peer in [p for p in peers if p.name not in missing]:
                     try:
-                        answers[peer.name][what].append(peer.ask(what))
+                        answers[peer.name][what].append(peer.ask(what, 1 if turn == 0 else updates))
                     except PeerFailed as e:
                         missing[peer.name] = str(e)
             say(f"turn {turn}/{turns}: " + ", ".join(f"{n} {_last(a):.0f} ms" for n, a in answers.items() if a["step"]))
     for peer in peers:
         if peer.name not in missing:
             heard = answers[peer.name]
-            timed = {
-                what: [Step(a["end"] - a["begin"], others.share(a["begin"], a["end"])) for a in heard[what][1:]]
-                for what in heard
-            }
+
+            def steps(told: list[dict[str, Any]]) -> list[Step]:
+                return [Step((a["end"] - a["begin"]) / updates, others.share(a["begin"], a["end"])) for a in told]
+
+            timed = {what: steps(told[1:]) for what, told in heard.items()}  # the first turn compiles
             yield peer.name, {"facts": peer.facts, "timed": timed, "answers": heard}
 
 

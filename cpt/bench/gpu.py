@@ -109,9 +109,15 @@ def lines(name: str, found: dict[str, Any]) -> list[str]:
         if item == "took_s":
             continue
         if isinstance(said, dict):
-            said = ", ".join(f"{k} {_short(v)}" for k, v in said.items() if isinstance(v, str | int | float))
+            said = ", ".join(f"{k} {_short(v)}" for k, v in _flat(said) if isinstance(v, str | int | float))
         out.append(f"  {name} · {item}: {said}")
     return out
+
+
+def _flat(said: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Its numbers, and of what peers said the ratios."""
+    ratios = said.get("ratio", {})
+    return [*said.items(), *((f"{peer}/ours {what}", r) for what, of in ratios.items() for peer, r in of.items())]
 
 
 def _short(value: Any) -> str:

@@ -172,8 +172,8 @@ def evaluation(ask: Ask) -> dict[str, Any]:
     )
     ask.say(
         f"{later['checkpoints']} checkpoints: {1e3 * later['each_s']:.0f} ms each, {later['over_alone']:.2f} of "
-        f"restoring ({1e3 * later['alone_restore_s']:.0f} ms) and scoring ({1e3 * later['alone_forward_s']:.0f} ms) one "
-        f"after the other; {later['first_s']:.1f} s until the first was done"
+        f"restoring ({1e3 * later['alone_restore_s']:.0f} ms) and scoring ({1e3 * later['alone_forward_s']:.0f} ms) "
+        f"one after the other; {later['first_s']:.1f} s until the first was done"
     )
     return result
 

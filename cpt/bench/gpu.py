@@ -48,9 +48,7 @@ def bench_gpu(
       RunError: there is no GPU.
     """
     if not small and (backend := backend_here()) != "gpu":
-        raise RunError(
-            f"--suite=gpu: there is no GPU here (the backend is {backend}); --small runs the plan without one"
-        )
+        raise RunError(f"--suite=gpu: no GPU here (the backend is {backend}); --small runs the plan without one")
     end = time.monotonic() + 60 * minutes
     result: dict[str, Any] = {"small": small, "minutes": minutes, "parts": {}}
     for name in ORDER:

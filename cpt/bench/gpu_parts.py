@@ -48,7 +48,7 @@ class Size:
 
 
 FULL = Size(PYTHIA_410M, 65_536, (32, 16, 64), 256, 2**30, 32)
-TOY = Size(SMALL, 64, (2, 4), 8, 2**16, 2)
+TOY = Size(SMALL, 64, (2,), 4, 2**16, 2)
 
 
 def seconds_of(call: Callable[..., Any], *args: Any, at_least_s: float = 0.5) -> float:

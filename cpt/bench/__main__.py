@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     if not any(a.startswith("--config=") for a in config):
         config.insert(0, f"--config={RECIPE}")
     ask = Ask(
-        Console(), _plan, config, STEPS.value, ROUNDS.value, SECONDS.value, MEGABYTES.value, KILLS.value,
+        Console(width=None if sys.stdout.isatty() else 160), _plan, config, STEPS.value, ROUNDS.value, SECONDS.value, MEGABYTES.value, KILLS.value,
         WORKERS.value, CHECKPOINTS.value, PEER_PYTHON.value, MINUTES.value, out, SMALL.value,
     )  # fmt: skip
     if SUITE.value == "all":

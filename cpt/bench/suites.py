@@ -187,11 +187,11 @@ def peers(ask: Ask) -> dict[str, Any]:
     rows = []
     for name, said in result["peers"].items():
         for what in ("step", "evaluate"):
-            r, beside = said[what], result["ratio"].get(what, {}).get(name)
+            r, beside = said[what], [result[k].get(what, {}).get(name) for k in ("ratio", "ratio_cpu")]
             times = [f"{1e3 * r[k]:.1f}" for k in ("median_s", "p95_s")]
             rates = f"{r['tokens_per_second']:,.0f}", f"{r['gflops_per_second']:.1f}"
-            rows.append((f"{name}: {what}", *times, *rates, contended(r), f"{beside:.2f}" if beside else ""))
-    ask.table(("", "ms median", "p95", "tokens/s", "GFLOP/s", "contended", "ours is faster by"), rows)
+            rows.append((f"{name}: {what}", *times, *rates, contended(r), *(f"{b:.2f}" if b else "" for b in beside)))
+    ask.table(("", "ms median", "p95", "tokens/s", "GFLOP/s", "contended", "over ours", "in processor time"), rows)
     for name, said in result["loss"].items():
         ask.say(f"loss at the same weights, {name}: {said['evaluation']:.6f} and {said['first_step']:.6f}")
     ask.say(f"largest relative difference from ours: {max(s['apart'] for s in result['loss'].values()):.1e}")

@@ -34,10 +34,10 @@ def main() -> None:
     answer({"facts": peer.facts})
     for line in sys.stdin:
         what, times = line.split()
-        begin = time.monotonic()
+        begin, worked = time.monotonic(), time.process_time()
         loss = {"step": peer.step, "evaluate": peer.evaluate}[what](int(times))
-        end = time.monotonic()
-        answer({"begin": begin, "end": end, "loss": float(loss), "memory": peer.memory()})
+        end, worked = time.monotonic(), time.process_time() - worked
+        answer({"begin": begin, "end": end, "cpu_s": worked, "loss": float(loss), "memory": peer.memory()})
 
 
 def loaded(path: str) -> Any:

@@ -129,11 +129,19 @@ def measure(
 
 
 def told(shape: Shape, heard: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Figures of each peer, ratios (theirs over ours: above 1 we are faster), and how far losses are apart."""
+    """Figures of each peer, ratios (theirs over ours: above 1 we are faster), and how far losses are apart.
+
+    `ratio_cpu` is that of processor seconds: steadier where others use the machine as well, but threads that spin while
+    they wait count as work.
+    """
     tokens = shape.sequences * shape.length
     flops = {"step": tokens * flops_per_token(shape.spec, shape.length)}
     flops["evaluate"] = flops["step"] / 3
-    out: dict[str, Any] = {"flops": flops, "peers": {}, "ratio": {}, "loss": {}}
+    out: dict[str, Any] = {"flops": flops, "peers": {}, "ratio": {}, "ratio_cpu": {}, "loss": {}}
+    worked = {
+        name: {what: float(np.median([a["cpu_s"] for a in told[1:]])) for what, told in said["answers"].items()}
+        for name, said in heard.items()
+    }
     for name, said in heard.items():
         one: dict[str, Any] = {
             "facts": said["facts"],
@@ -145,6 +153,7 @@ def told(shape: Shape, heard: dict[str, dict[str, Any]]) -> dict[str, Any]:
             one[what]["gflops_per_second"] = flops[what] / one[what]["median_s"] / 1e9
             if name != "ours":
                 out["ratio"].setdefault(what, {})[name] = ratio(heard["ours"]["timed"][what], steps)
+                out["ratio_cpu"].setdefault(what, {})[name] = worked[name][what] / max(worked["ours"][what], 1e-9)
         out["peers"][name] = one
         evaluated = [a["loss"] for a in said["answers"]["evaluate"]]
         out["loss"][name] = {

@@ -55,7 +55,8 @@ class Peer:
             raise
 
     def ask(self, what: str, times: int = 1) -> dict[str, Any]:
-        """`step` or `evaluate`, so many times: `begin` and `end` by the system's monotonic clock, `loss`, `memory`.
+        """`step` or `evaluate`, so many times: `begin` and `end` by the system's monotonic clock, `cpu_s` of all its
+        threads, `loss`, `memory`.
 
         Raises:
           PeerFailed: its process ended.

@@ -56,9 +56,10 @@ def test_others_may_use_a_little():
 
 
 def test_a_ratio_is_of_turns_in_which_neither_was_disturbed():
-    ours = steps(1, 1, 1, 1, 1, 9, 1, contended=(5,))
-    theirs = steps(2, 2, 2, 2, 2, 2, 50, contended=(6,))
+    ours = steps(1, 1, 1, 9, 9, 9, 9, 1, contended=(3, 4, 5, 6))
+    theirs = steps(2, 2, 2, 2, 2, 2, 2, 50, contended=(7,))
     assert ratio(ours, theirs) == 2.0
+    assert ratio(steps(1, 1, 9, 9, contended=(2, 3)), steps(2, 2, 2, 2)) == 0.4  # too few were quiet
     assert ratio(ours, ours) == 1.0
 
 

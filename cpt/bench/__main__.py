@@ -62,9 +62,21 @@ def main(argv: list[str]) -> int:
     if not any(a.startswith("--config=") for a in config):
         config.insert(0, f"--config={RECIPE}")
     ask = Ask(
-        Console(width=None if sys.stdout.isatty() else 160), _plan, config, STEPS.value, ROUNDS.value, SECONDS.value, MEGABYTES.value, KILLS.value,
-        WORKERS.value, CHECKPOINTS.value, PEER_PYTHON.value, MINUTES.value, out, SMALL.value,
-    )  # fmt: skip
+        Console(width=None if sys.stdout.isatty() else 160),
+        _plan,
+        config,
+        steps=STEPS.value,
+        rounds=ROUNDS.value,
+        seconds=SECONDS.value,
+        megabytes=MEGABYTES.value,
+        kills=KILLS.value,
+        workers=WORKERS.value,
+        checkpoints=CHECKPOINTS.value,
+        peer_python=PEER_PYTHON.value,
+        minutes=MINUTES.value,
+        out=out,
+        small=SMALL.value,
+    )
     if SUITE.value == "all":
         result = every(ask, [a for a in sys.argv[1:] if not a.startswith("--suite")])
     else:

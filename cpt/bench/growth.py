@@ -1,7 +1,7 @@
 """How the cost of a step grows with what a run is made of, beside how its arithmetic grows.
 
 Each axis is measured at a few sizes, the others held; a line fitted to the logarithms gives the exponent. What has no
-arithmetic of its own (hosts, sources, checkpoints, run length) should not grow at all.
+arithmetic of its own (hosts, checkpoints, run length) should not grow at all.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def axes(small: bool) -> dict[str, tuple[Callable[[int], float], list[int], Call
         "width": (growth_model.width, up_to(512, 64), growth_model.width_flops),
         "length": (growth_model.length, up_to(512, 64), growth_model.length_flops),
         "sources: update": (growth_model.sources, up_to(64), one),
-        "sources: batch": (growth_data.sources, up_to(64), one),
+        # Each source is a file of its own, read in an order of its own.
+        "sources: batch": (growth_data.sources, up_to(64), float),
         "hosts, one batch for all": (growth_data.hosts_of_one_batch, up_to(4096), one),
         "hosts, four rows each": (growth_data.hosts_of_four_rows, up_to(4096), one),
         "run length": (growth_data.run_length, [100, 1000] if small else [10**k for k in range(2, 8)], one),
@@ -63,7 +64,7 @@ def told(points: Points, arithmetic: Points) -> dict[str, Any]:
     The exponent of time is that of the larger half of the sizes as well: a constant part hides growth at small ones.
     """
     sizes = list(points)
-    upper = sizes[-max(2, (len(sizes) + 1) // 2) :]
+    upper = sizes[-max(3, (len(sizes) + 1) // 2) :]
     of = lambda values, at: exponent(at, [values[s] for s in at])  # noqa: E731
     time_all, time_upper = of(points, sizes), of(points, upper)
     count_all, count_upper = of(arithmetic, sizes), of(arithmetic, upper)
@@ -84,8 +85,10 @@ def draw(result: dict[str, Any], out: Path) -> Path:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter, NullLocator
 
     from cpt.reports.figures import PALETTE
+    from cpt.units import human
 
     figure, plots = pyplot.subplots(3, 3, figsize=(10, 7.5), dpi=150)
     for axis, (name, said) in zip(plots.flat, result.items(), strict=False):
@@ -96,6 +99,10 @@ def draw(result: dict[str, Any], out: Path) -> Path:
         axis.set_title(f"{name}: {said['exponent_upper']:.2f} (arithmetic {said['arithmetic_upper']:.2f})", fontsize=8)
         axis.set_ylim(min(*milliseconds, *expected) / 2, max(*milliseconds, *expected) * 2)
         axis.tick_params(labelsize=7)
+        axis.set_xticks(sizes[:: max(1, len(sizes) // 4)], [human(s) for s in sizes[:: max(1, len(sizes) // 4)]])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
         axis.spines[["top", "right"]].set_visible(False)
     for axis in plots[:, 0]:
         axis.set_ylabel("ms", fontsize=8)

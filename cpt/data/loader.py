@@ -45,8 +45,8 @@ class Batches:
         return self.mix.plan.total_steps
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        column_B, names, row_B = self.mix.batch_at(int(step))
-        column_B, names, row_B = column_B[self.mine], np.array(names, object)[self.mine], row_B[self.mine]
+        column_B, names, row_B = self.mix.batch_at(int(step), self.mine)
+        names = np.array(names, object)
         window_BxM = np.empty((len(row_B), self.length + 1), np.int32)
         for name in dict.fromkeys(names):
             mine = names == name

@@ -59,8 +59,11 @@ class MixPlan:
         for use in replayed:
             self._check_replay(*use)
 
-    def batch_at(self, step: int) -> tuple[np.ndarray, list[str], np.ndarray]:
+    def batch_at(self, step: int, rows: np.ndarray | slice | None = None) -> tuple[np.ndarray, list[str], np.ndarray]:
         """The batch of update `step`.
+
+        Args:
+          rows: numbers of those of its rows that are wanted, all by default: no host pays for the rows of the others.
 
         Returns:
           column_B: index of each row's column in the phase; names: the source each row lies in; row_B: its row there.
@@ -70,11 +73,12 @@ class MixPlan:
         allocation = self.allocations[phase.index]
         before, counts = allocation.counts_before(inside), allocation.counts_at(inside)
         # Rows lie in the batch in a shuffled order, so that each host and micro-batch gets the same mixture.
-        slot_B = KeyedPermutation(self.batch, f"{self.plan.spec.seed}/batch/{step}")(np.arange(self.batch))
+        number_B = np.arange(self.batch) if rows is None else np.arange(self.batch)[rows]
+        slot_B = KeyedPermutation(self.batch, f"{self.plan.spec.seed}/batch/{step}")(number_B)
         ends = np.cumsum(counts)
         column_B = np.searchsorted(ends, slot_B, side="right")
         place_B = before[column_B] + slot_B - (ends - counts)[column_B]
-        row_B, names = np.zeros(self.batch, np.int64), np.empty(self.batch, object)
+        row_B, names = np.zeros(len(slot_B), np.int64), np.empty(len(slot_B), object)
         for k, column in enumerate(phase.columns):
             mine = np.flatnonzero(column_B == k)
             if len(mine):

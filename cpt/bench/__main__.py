@@ -28,6 +28,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from cpt import cli
+from cpt.backend import keep_memory
 from cpt.bench.suites import SUITES, Ask, every
 from cpt.config import load
 from cpt.errors import ConfigError
@@ -57,6 +58,7 @@ OUT = flags.DEFINE_string("out", None, "Folder for <suite>.json.")
 def main(argv: list[str]) -> int:
     """The command; returns its exit code."""
     del argv
+    keep_memory()  # as the training command does
     out = None if OUT.value is None else Path(OUT.value)
     config = [a for a in sys.argv[1:] if a.startswith(("--config=", "--config."))]
     if not any(a.startswith("--config=") for a in config):

@@ -26,9 +26,9 @@ from cpt.bench.timing import Step, figures, rates
 from cpt.bench.updates import Updates, as_batch, synthetic
 from cpt.evaluators.losses import EvalSet, SetLosses
 from cpt.evaluators.rows import write_atomic
-from cpt.models.attention import attend
+from cpt.models.attention import attend, using
 from cpt.models.spec import flops_per_token
-from cpt.objectives.cross_entropy import cross_entropy
+from cpt.objectives.linear_cross_entropy import linear_cross_entropy
 from cpt.training.checkpoint import Checkpoints
 from cpt.training.sharding import BATCH
 
@@ -97,7 +97,19 @@ def attention(size: Size) -> Items:
     for name in ("xla", "cudnn"):
         mix = lambda q, k, v, n=name: jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=n)  # noqa: E731
         yield f"jax.nn {name}", lambda m=mix: measured(m, by_length)
-    yield "ours", lambda: measured(attend, by_head)
+    yield "ours", lambda: measured(asked("auto"), by_head)
+    packed = jnp.broadcast_to(jnp.arange(shape.length) // max(shape.length // 4, 1), (rows, shape.length))
+    yield "ours, four documents per row", lambda: measured(asked("auto", packed), by_head)
+
+
+def asked(name: str, segments_BxL: jax.Array | None = None) -> Callable[..., jax.Array]:
+    """Attention as a model whose `attention` is `name` computes it."""
+
+    def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        with using(name):
+            return attend(q, k, v, segments_BxL)
+
+    return mix
 
 
 def head(size: Size) -> Items:
@@ -112,7 +124,7 @@ def head(size: Size) -> Items:
         return (jax.nn.logsumexp(logits, axis=-1) - target).mean()
 
     def ours(hidden_BxLxD: jax.Array, head_DxV: jax.Array, targets_BxL: jax.Array) -> jax.Array:
-        return cross_entropy(hidden_BxLxD, head_DxV, targets_BxL).mean()
+        return linear_cross_entropy(hidden_BxLxD, head_DxV, targets_BxL, jnp.ones(dims), dims[0] * dims[1])[0]
 
     def measured(loss: Callable[..., jax.Array]) -> dict[str, Any]:
         hidden = jax.random.normal(jax.random.key(0), (*dims, shape.width), dtype)
@@ -133,9 +145,11 @@ def step(size: Size) -> Items:
     """Whole updates at several micro-batches, with and without rematerialisation, and one of about 0.5M tokens."""
     matmul: list[float] = []
 
-    def measured(rows: int, accumulate: int, remat: str, updates: int) -> dict[str, Any]:
+    def measured(rows: int, accumulate: int, remat: str, updates: int, scan_layers: bool = False) -> dict[str, Any]:
         matmul[:] = matmul or [matmul_rate(size.shape.dtype)]
-        spec = dataclasses.replace(size.shape.spec, compute_dtype=size.shape.dtype, remat=remat)
+        spec = dataclasses.replace(
+            size.shape.spec, compute_dtype=size.shape.dtype, remat=remat, scan_layers=scan_layers
+        )
         begun = time.perf_counter()
         running = Updates(synthetic(spec, rows * accumulate, size.shape.length, accumulate))
         shape = (rows * accumulate, size.shape.length + 1)
@@ -163,7 +177,9 @@ def step(size: Size) -> Items:
 
     for rows in size.rows:
         yield f"{rows} rows, remat none", lambda r=rows: measured(r, 1, "none", 14)
-    yield f"{size.rows[0]} rows, remat full", lambda: measured(size.rows[0], 1, "full", 14)
+    for remat in ("names", "full"):
+        yield f"{size.rows[0]} rows, remat {remat}", lambda r=remat: measured(size.rows[0], 1, r, 14)
+    yield f"{size.rows[0]} rows, layers in a loop", lambda: measured(size.rows[0], 1, "none", 14, scan_layers=True)
     accumulate = size.whole // size.rows[0]
     yield f"{size.whole} rows in {accumulate} micro-batches", lambda: measured(size.rows[0], accumulate, "none", 6)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from rich.console import Console
@@ -22,7 +23,7 @@ from cpt.bench.timing import Step, counted, figures, rates
 from cpt.bench.updates import Updates, opened, shortened
 from cpt.models import base
 from cpt.models.spec import flops_per_token
-from cpt.objectives.cross_entropy import automatic_rows, cross_entropy
+from cpt.objectives.linear_cross_entropy import linear_cross_entropy
 from cpt.optimizers.adamw import adamw
 from cpt.plan import RunPlan
 from cpt.training.accounting import Account
@@ -124,8 +125,9 @@ def plain_steps(plan: RunPlan, data: Data) -> list[Step]:
 
     def step(params: Any, opt_state: Any, tokens_BxL: jax.Array, targets_BxL: jax.Array):
         def loss(params: Any) -> jax.Array:
-            rows = automatic_rows(tokens_BxL.size, spec.model.vocab_size)
-            return cross_entropy(model.apply(params, tokens_BxL), model.head(params), targets_BxL, rows).mean()
+            weights_BxL, tokens = jnp.ones(targets_BxL.shape), targets_BxL.size
+            hidden_BxLxD = model.apply(params, tokens_BxL)
+            return linear_cross_entropy(hidden_BxLxD, model.head(params), targets_BxL, weights_BxL, tokens)[0]
 
         value, grads = jax.value_and_grad(loss)(params)
         updates, opt_state = tx.update(grads, opt_state, params)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from cpt.backend import keep_memory
 from cpt.bench.facts import peak_memory
 from cpt.bench.updates import Updates, as_batch, synthetic
 from cpt.evaluators.losses import EvalSet, SetLosses
@@ -20,6 +21,7 @@ class ours:
     """Updates and evaluations on the rows of the setting."""
 
     def __init__(self, setting: dict[str, Any]):
+        keep_memory()  # as the training command does
         spec, params = convert.read(setting["model"])
         spec = replace(spec, compute_dtype=setting["dtype"])
         optimizer = {name: setting[name] for name in ("lr", "b1", "b2", "eps", "weight_decay", "clip")}

@@ -17,6 +17,7 @@ from cpt.models.spec import flops_per_token
 from cpt.plan import RunPlan
 from cpt.training.checkpoint import Checkpoints
 from cpt.training.feed import check_data
+from cpt.training.precedence import undisturbed
 from cpt.training.preservation import bytes_of
 
 EVERY = 20  # updates in a stretch
@@ -41,7 +42,7 @@ def bench_checkpoint(plan: RunPlan, rounds: int, say: Callable[[str], None]) -> 
     timed: dict[bool, list[float]] = {True: [], False: []}
     worked: dict[bool, list[float]] = {True: [], False: []}
     blocked = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, undisturbed():
         checkpoints = Checkpoints(folder, plan.spec.checkpoints)
         checkpoints.save("anchor", 0, updates.state, {}, must=True)  # compiles as well
         for i in range(2 * rounds):
@@ -52,8 +53,8 @@ def bench_checkpoint(plan: RunPlan, rounds: int, say: Callable[[str], None]) -> 
                 checkpoints.save("rolling", updates.step, updates.state, {"ledger": ledger.to_json()})
                 blocked.append(time.monotonic() - begun)
             updates.run(EVERY)
+            checkpoints.wait()  # as the next save would
             timed[saving].append(time.monotonic() - begun)
-            checkpoints.wait()
             worked[saving].append(time.process_time() - begun_cpu)
         checkpoints.close()
         size = bytes_of(checkpoints.finished()[0].path)

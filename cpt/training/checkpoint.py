@@ -25,6 +25,7 @@ from cpt.errors import RunError
 from cpt.training.agreement import Meeting, OthersFailed
 from cpt.training.digests import DamagedCheckpoint, digests, list_files, named, sealed
 from cpt.training.faults import is_storage_fault, quiet_writers, reason
+from cpt.training.precedence import in_the_gaps
 from cpt.training.preservation import (
     FULL_KINDS,
     KINDS,
@@ -92,17 +93,17 @@ class Checkpoints:
           RunError: with `must`, when every try failed.
         """
         for pause_s in LAST_TRIES_S if must else ():
-            if self._start(kind, step, state, meta) and self.wait() is None:
+            if self._start(kind, step, state, meta, self._urgent) and self.wait() is None:
                 return
             time.sleep(pause_s)
-        self._start(kind, step, state, meta)
+        self._start(kind, step, state, meta, self._urgent if must else self._patient)
         if must and (problem := self.wait()) is not None:
             raise RunError(
                 f"{self.directory}: a checkpoint could not be written ({reason(problem)}); {self.newest()}; "
                 "make room there and run the same command again"
             ) from problem
 
-    def _start(self, kind: str, step: int, state: State, meta: dict[str, Any]) -> bool:
+    def _start(self, kind: str, step: int, state: State, meta: dict[str, Any], thread: ThreadPoolExecutor) -> bool:
         self.wait()  # first, so that no more than one copy of the state is held
         items = {"params": state.params}
         if kind in FULL_KINDS:
@@ -113,7 +114,7 @@ class Checkpoints:
         saved = self._saved(kind, step)
         facts = {**meta, "step": step, "kind": kind, "saved": round(time.time(), 3)}
         meeting = Meeting(f"cpt/checkpoint/{self._attempts}", WRITING_TIMEOUT_S)
-        self._writing = saved, self._thread.submit(self._write, saved, copies, sums, facts, meeting)
+        self._writing = saved, thread.submit(self._write, saved, copies, sums, facts, meeting)
         return True
 
     def _write(
@@ -214,7 +215,8 @@ class Checkpoints:
     def close(self) -> None:
         """Wait for what is being written."""
         self.wait()
-        self._thread.shutdown()
+        self._urgent.shutdown()
+        self._patient.shutdown()
 
     @cached_property
     def _known(self) -> set[Saved]:
@@ -226,9 +228,16 @@ class Checkpoints:
         return Saved(kind, step, self.directory / kind / str(step))
 
     @cached_property
-    def _thread(self) -> ThreadPoolExecutor:
+    def _urgent(self) -> ThreadPoolExecutor:
+        """For what somebody waits for. One thread writes at a time, this one or the other."""
         quiet_writers()
         return ThreadPoolExecutor(1, "checkpoint")
+
+    @cached_property
+    def _patient(self) -> ThreadPoolExecutor:
+        """For what is written while updates go on."""
+        quiet_writers()
+        return ThreadPoolExecutor(1, "checkpoint in the gaps", initializer=in_the_gaps)
 
     # ---- what there is -----------------------------------------------------------------------------------------------
     def newest(self) -> str:

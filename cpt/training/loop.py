@@ -7,7 +7,6 @@ by the first.
 from __future__ import annotations
 
 import contextlib
-import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from cpt.training.guard import Guard
 from cpt.training.initialise import go_back, initial_state, params_at
 from cpt.training.machine import make_machine
 from cpt.training.maintenance import MaintenanceWatch
+from cpt.training.precedence import undisturbed
 from cpt.training.preservation import checkpoints_of, run_at
 from cpt.training.processes import here
 from cpt.training.progress import TrainingProgress
@@ -119,7 +119,7 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console, account: A
         MaintenanceWatch(stop.ask),
         Watchdog(spec.guard.stall_s, workdir) as watchdog,
         progress,
-        unswept(),
+        undisturbed(),
         jax.transfer_guard("disallow"),
     ):
         requests = Requests(stop, checkpoints.due, mesh)
@@ -162,17 +162,6 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console, account: A
         account.to("checkpoint")(checkpoints.close)()
         recorder.close()
     return Outcome(step, stopping)
-
-
-@contextlib.contextmanager
-def unswept() -> Iterator[None]:
-    """While this is entered, Python looks for garbage only in what is made meanwhile: updates do not wait for more."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def keeping(batches: Iterator[dict[str, np.ndarray]], save: Callable[[], None]) -> Iterator[dict[str, np.ndarray]]:

@@ -61,15 +61,16 @@ class GridSpec:
       dense: every step up to this one (the stability gap lives in the first tens of steps).
       geometric: 1, 2, 4, ... up to this step.
       every: then at this interval.
-      ring: the parameters after each of the first so many updates are kept on the devices for a while, and those around
-        the worst loss of each set are evaluated too: it finds the peak of the gap to one update, like `dense`, at a
-        tenth of the evaluations.
+      snapshots: the parameters after each of the first so many updates are kept on the devices for a while, and those
+        around the worst loss of each set are evaluated too: it finds the peak of the gap to one update, like `dense`,
+        from a third of the evaluations or less. They take memory, and are evaluated early where the plan saves a
+        checkpoint among them or the run is stopped, which adds rows to the curve.
     """
 
     dense: int = 0
     geometric: int = 64
     every: Duration = Duration(fraction=0.05)
-    ring: int = 0
+    snapshots: int = 0
 
 
 @dataclass(frozen=True)
@@ -232,6 +233,12 @@ class RunSpec:
                 )
         if self.batch.length > self.model.context:
             raise ConfigError(f"batch.length: {self.batch.length} exceeds model.context={self.model.context}")
+        at = {s.at for s in self.evaluation.sets.values()}
+        if wanting := [n for n, p in self.phases.items() if p.evaluate.snapshots and "grid" not in at]:
+            raise ConfigError(
+                f"phases.{wanting[0]}.evaluate.snapshots: no evaluation set is at='grid', so there is nothing to "
+                "evaluate them on; give a set at='grid', or leave snapshots out"
+            )
         for path, value, least in _counts(self):
             if value is not None and value < least:
                 raise ConfigError(f"{path}: {value} is not at least {least}")
@@ -251,41 +258,9 @@ def _counts(spec: RunSpec) -> Iterator[tuple[str, int | None, int]]:
     for name, phase in spec.phases.items():
         yield f"phases.{name}.evaluate.dense", phase.evaluate.dense, 0
         yield f"phases.{name}.evaluate.geometric", phase.evaluate.geometric, 0
-        yield f"phases.{name}.evaluate.ring", phase.evaluate.ring, 0
+        yield f"phases.{name}.evaluate.snapshots", phase.evaluate.snapshots, 0
         yield f"phases.{name}.optimizer.steps", phase.optimizer.steps, 0
         yield f"phases.{name}.replay.reservoir", phase.replay.reservoir, 1
-
-
-# How a run is carried out, not what it computes (up to the order of sums): no part of its identity.
-EXECUTION_FIELDS = (
-    "mesh",
-    "stores",
-    "notice",
-    "loggers",
-    "batch.accumulate",
-    "model.scan_layers",
-    "guard.stall_s",
-    "checkpoints.rolling_minutes",
-    "checkpoints.concurrent_gb",
-)
-
-
-def identity(spec: RunSpec, defaults: bool = True) -> dict[str, Any]:
-    """The fields of a run, as JSON data, without the `EXECUTION_FIELDS`.
-
-    Args:
-      defaults: also those that have their default value; without them a field that is added to `cpt` later changes
-        nothing for the runs that do not use it.
-    """
-    out = to_dict(spec, defaults)
-    for path in EXECUTION_FIELDS:
-        *parents, name = path.split(".")
-        node = out
-        for parent in parents:
-            node = node.get(parent, {})
-        node.pop(name, None)
-    out["model"]["family"] = spec.model.family  # each family has defaults of its own
-    return out
 
 
 def load(config: Mapping[str, Any], overridden: Mapping[str, Any] | None = None) -> RunSpec:

@@ -17,10 +17,11 @@ from typing import Any
 
 from cpt import registry
 from cpt.columns import Column, Earlier, columns_of
-from cpt.config import PhaseSpec, RunSpec, identity
+from cpt.config import PhaseSpec, RunSpec
 from cpt.data import replaying
 from cpt.data.decisions import Decisions
 from cpt.errors import ConfigError, nearest
+from cpt.identity import identity
 from cpt.phase import Phase
 from cpt.schedules.composer import Schedule
 from cpt.schedules.spec import Span, build

@@ -30,6 +30,7 @@ from cpt.models.attention import attend, using
 from cpt.models.spec import flops_per_token
 from cpt.objectives.linear_cross_entropy import linear_cross_entropy
 from cpt.training.checkpoint import Checkpoints
+from cpt.training.evaluation import narrowing
 from cpt.training.sharding import BATCH
 
 Items = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
@@ -190,11 +191,13 @@ def evaluation(size: Size) -> Items:
     def measured() -> dict[str, Any]:
         spec = dataclasses.replace(size.shape.spec, compute_dtype=size.shape.dtype)
         updates = Updates(synthetic(spec, size.rows[0], size.shape.length))
-        model, none = updates.machine.model, np.zeros(size.rows[0], np.int64)
+        model, none = updates.machine.model.on(updates.machine.mesh), np.zeros(size.rows[0], np.int64)
         windows = np.random.default_rng(0).integers(0, spec.vocab_size, (len(none), size.shape.length + 1), np.int32)
         batch = NamedSharding(updates.machine.mesh, BATCH)
         losses = SetLosses(model, [EvalSet("rows", windows, None, none, none)], len(none), batch)
-        took, tokens = seconds_of(losses, updates.state.params, at_least_s=1.0), windows[:, 1:].size
+        narrow = narrowing(model)
+        took = seconds_of(lambda params: losses(narrow(params)), updates.state.params, at_least_s=1.0)
+        tokens = windows[:, 1:].size
         done = tokens * flops_per_token(spec, size.shape.length, "palm") / 3
         return {"ms": 1e3 * took, "tokens_per_second": tokens / took, "tflops_palm": done / took / 1e12}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cpt.evaluators.rows import Curve, RunFiles, is_run, read_run
 
@@ -30,7 +30,7 @@ def branches_of(run: RunFiles) -> list[Branch]:
     for folder in (run.path / "branches").glob("step-*"):
         number = folder.name.removeprefix("step-")
         if number.isdigit() and is_run(folder):
-            found.append(Branch(int(number), read_run(folder)))
+            found.append(Branch(int(number), replace(read_run(folder), per_byte=run.per_byte)))
     return sorted(found, key=lambda b: b.at)
 
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from cpt.config import EXECUTION_FIELDS
 from cpt.evaluators.naming import distinguishing_names, flatten
 from cpt.evaluators.noise import Difference, difference, mean_interval, paired_difference
 from cpt.evaluators.objective import objective
 from cpt.evaluators.rows import RunFiles
 from cpt.evaluators.summary import after_switch, summary_of
+from cpt.identity import EXECUTION_FIELDS
 
 QUANTITIES = {"forgetting": "forgetting", "final": "final", "depth": "gap.depth", "area": "gap.area"}
 """What is compared of each evaluation set, and where it stands in its part of a summary."""

@@ -88,7 +88,7 @@ class Model:
 
         Only of families whose module has a method of this name.
         """
-        with attention.using(self.spec.attention):
+        with layout.over(self.mesh), attention.using(self.spec.attention):
             return self._bound(params, tokens_BxL).attention_inputs(tokens_BxL, segments_BxL)
 
     def attention_kernels(self, params: Params) -> list[jax.Array]:

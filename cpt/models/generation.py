@@ -84,8 +84,9 @@ def generate(
 
 
 def can_generate(model: Model) -> bool:
-    """Whether its family has the method `decode`; one of a user's own may not."""
-    return hasattr(model.family, "decode")
+    """Whether its family has the method `decode`; one of a user's own may not. And an attention of a user's own may be
+    another function than the one that looks back at what is kept."""
+    return hasattr(model.family, "decode") and ":" not in model.spec.attention
 
 
 def check_fits(prompt: int, wanted: int, context: int) -> None:

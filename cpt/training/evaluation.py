@@ -47,7 +47,10 @@ class Evaluation:
         if not (kinds := tuple(kinds)):
             return {}
         params = self.narrow(params)  # a snapshot is already, and must give the same bits
-        return {kind: self.losses[kind](params) for kind in kinds}
+        nats = {kind: self.losses[kind](params) for kind in kinds}
+        # CPU devices run programs that do not depend on each other side by side, and what was made narrow depends on
+        # nothing that an update gives up: two processes could each wait in a sum that the other has not begun.
+        return jax.block_until_ready(nats) if jax.process_count() > 1 and jax.default_backend() == "cpu" else nats
 
     def rows(self, nats: Mapping[str, np.ndarray]) -> Iterator[tuple[Row, Row]]:
         """The columns of `eval.jsonl` and `eval_sequences.jsonl` that follow from the nats, one pair per set."""
@@ -111,8 +114,14 @@ def build_evaluation(
         probes[name] = make(
             ProbeContext(model, probe.options, where, windows, data.tokenizer, plan, batch_of, params_at)
         )
-    narrow = jax.jit(partial(model.narrow, embedding=True))
-    return Evaluation(losses, probes, narrow if spec.model.compute_dtype != "float32" else lambda params: params)
+    return Evaluation(losses, probes, narrowing(model))
+
+
+def narrowing(model: Model) -> Callable[[Params], Params]:
+    """What gives parameters in the dtypes that the forward pass takes them in, a program of its own."""
+    if model.spec.compute_dtype == "float32":
+        return lambda params: params
+    return jax.jit(partial(model.narrow, embedding=True))
 
 
 def without_probes(plan: RunPlan) -> RunPlan:

@@ -91,12 +91,14 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console, account: A
                 inherit(run_at(spec.init.from_run), workdir, plan, start)
             claim(workdir, plan, start)
         recorder = Recorder(workdir, plan, ledger, evaluation, start, progress, guard, account)
-    snapshots = Snapshots(plan, evaluation, recorder.evaluated)
+    snapshots = Snapshots(plan, evaluation, recorder)
     rest = read_batches(plan, data, ledger, workdir, recorder.losses_at, start, rows)
 
     @account.to("checkpoint")
     def save(step: int, kinds: tuple[str, ...], last: bool) -> None:
-        account.to("eval")(snapshots.settle)()
+        if plan.checkpoints_at(step) and not last:  # whoever stops the run may not have the time
+            with account.to("eval"):
+                snapshots.settle()
         recorder.drain()  # a checkpoint must not be newer than the rows on disk
         recorder.write_ledger()
         # While updates fail, the rolling ones of before must not be pushed out: the way back leads through them.
@@ -156,10 +158,13 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console, account: A
             with account.to("step"):
                 state, sums = machine.update(state, batch, *machine.inputs(step, guard.limits(step)))
             recorder.trained(step, sums, plan.lr(step), data_wait_s)
+        with account.to("eval"):
+            snapshots.settle()
         recorder.drain()
         recorder.write_ledger()
         watchdog.at("the last checkpoint")
-        account.to("checkpoint")(checkpoints.close)()
+        with account.to("checkpoint"):
+            checkpoints.close()
         recorder.close()
     return Outcome(step, stopping)
 

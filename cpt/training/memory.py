@@ -54,6 +54,7 @@ class Memory:
       optimizer: two moments per parameter.
       gradients: float32; twice while micro-batches are added up.
       snapshot: the copy that is written while training goes on (parameters and moments).
+      kept: snapshots of the parameters after a switch, that are evaluated later (`evaluate.snapshots`).
       weights: what the forward pass multiplies: parameters in the compute dtype, gathered over `fsdp`.
       activations: what is kept for the backward pass, and the logits of one tile.
     """
@@ -62,6 +63,7 @@ class Memory:
     optimizer: float
     gradients: float
     snapshot: float
+    kept: float
     weights: float
     activations: float
 
@@ -99,6 +101,7 @@ def estimate(spec: RunSpec, sizes: Mapping[str, int]) -> Memory:
         optimizer=2 * shard,
         gradients=shard * (2 if batch.accumulate > 1 else 1),
         snapshot=3 * shard,
+        kept=max((p.evaluate.snapshots for p in spec.phases.values()), default=0) * shard * item / 4,
         weights=whole * item / 4 / sizes["tensor"] if copied else 0.0,
         activations=tokens * activation_bytes(spec, sizes["tensor"]) + logit_bytes(spec, tokens, sizes["tensor"]),
     )

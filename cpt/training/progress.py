@@ -34,6 +34,7 @@ class TrainingProgress:
         self._tasks: dict[str, Any] = {}
         self._last_line = time.monotonic()
         self._reference: dict[str, float] = {}
+        self._newest = 0  # step evaluated; snapshots of earlier ones come later
         # Per set: the change since the phase began, the largest one, and the tokens of the phase at that one.
         self._change: dict[str, tuple[float, float, int]] = {}
         # Per phase: tokens trained on since this process began, those of replay and all.
@@ -55,12 +56,16 @@ class TrainingProgress:
             return
         if step == phase.first_step or name not in self._reference:
             self._reference[name], self._change[name] = row["loss"], (0.0, 0.0, 0)
+            self._newest = max(step, self._newest)
             return
+        if phase is not self.plan.phase_at(max(step, self._newest)):
+            return  # a snapshot of the phase before
         change = row["loss"] - self._reference[name]
-        _, peak, at = self._change[name]
+        last, peak, at = self._change[name]
         if change > peak:
             peak, at = change, row["tokens"] - phase.first_token
-        self._change[name] = (change, peak, at)
+        self._change[name] = (change if step >= self._newest else last, peak, at)
+        self._newest = max(step, self._newest)
 
     def trained(self, row: dict[str, Any], seconds_left: float | None) -> None:
         """Draw the state after the update of `row` (a row of metrics.jsonl)."""

@@ -53,7 +53,7 @@ def load_run(workdir: Path, step: int | None = None) -> ScoredRun:
     else:
         (saved,) = find_checkpoints(workdir, [step])
     mesh = run_mesh(plan.spec)
-    model = base.build(plan.spec.model)
+    model = base.build(plan.spec.model).on(mesh)
     try:
         (params, _), meta = restore(saved, abstract_state(model, optimizers.build(plan), mesh), params_only=True)
     except DamagedCheckpoint as e:

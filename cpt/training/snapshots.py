@@ -2,15 +2,15 @@
 
 The stability gap is a peak of the loss in the first tens of updates of a phase (De Lange et al. 2023, arXiv
 2205.13452). To evaluate after each of them costs as much as training; to evaluate after a few of them misses the peak.
-A copy of the parameters costs next to nothing on the device, so the first `ring` updates of a phase are kept, every few
-of them are evaluated, and then those between the worst of these and its neighbours, until its neighbours are the
+A copy of the parameters takes memory but next to no time, so the first `snapshots` updates of a phase are kept, every
+few of them are evaluated, and then those between the worst of these and its neighbours, until its neighbours are the
 updates beside it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -18,23 +18,24 @@ import jax.numpy as jnp
 
 from cpt.plan import RunPlan
 from cpt.training.evaluation import Evaluation
+from cpt.training.recorder import Recorder
 
-KIND = "grid"
+GRID = "grid"
 
 
 class Snapshots:
     """The parameters after the first updates of a phase, on their devices, in the dtype that products take them in.
 
-    What is kept is settled when the last update of the ring is done and before a checkpoint is saved: a run that goes
-    on from there has all rows of before.
+    What is kept is settled when the last of those updates is done, before a checkpoint of the plan is saved, so that a
+    run that goes on from it has all rows of before, and when the run ends or is stopped.
 
     Args:
       evaluation: asked for the sets of the grid.
-      found: gets a step and the nats of its evaluation (`Recorder.evaluated`).
+      recorder: writes the rows; what evaluating takes is not charged to an update.
     """
 
-    def __init__(self, plan: RunPlan, evaluation: Evaluation, found: Callable[[int, dict[str, jax.Array]], None]):
-        self.plan, self.evaluation, self.found = plan, evaluation, found
+    def __init__(self, plan: RunPlan, evaluation: Evaluation, recorder: Recorder):
+        self.plan, self.evaluation, self.recorder = plan, evaluation, recorder
         self._copy = jax.jit(lambda params: jax.tree.map(jnp.copy, evaluation.narrow(params)))
         self._kept: dict[int, Any] = {}
         self._nats: dict[int, Mapping[str, jax.Array]] = {}
@@ -43,39 +44,42 @@ class Snapshots:
     def at(self, step: int, params: Any, nats: Mapping[str, jax.Array]) -> None:
         """The parameters after `step` updates, and the nats of the sets that were evaluated there, if any."""
         phase = self.plan.phase_at(step)
-        first, ring = phase.first_step, phase.spec.evaluate.ring
-        if not ring or KIND not in self.evaluation.losses or step > first + ring:
+        first, most = phase.first_step, phase.spec.evaluate.snapshots
+        if not most or GRID not in self.evaluation.losses or step > first + most:
             return
         if step == first:
-            self.settle()  # of a phase that was shorter than its ring
+            self.settle()  # of a phase that was shorter than its snapshots
             self._nats.clear()
             self._losses.clear()
-        if KIND in nats:
+        if GRID in nats:
             self._nats[step] = nats
         elif step > first:
             self._kept[step] = self._copy(params)
-        if step == first + ring:
+        if step == first + most:
             self.settle()
 
     def settle(self) -> None:
         """Evaluate of the kept ones those around the worst loss of each set, and let go of all."""
         if not self._kept:
             return
+        self.recorder.drain()
         for step, nats in self._nats.items():
             self._note(step, nats)
         self._nats.clear()
-        spacing = math.isqrt(self.plan.phase_at(min(self._kept)).spec.evaluate.ring)
+        spacing = math.isqrt(self.plan.phase_at(min(self._kept)).spec.evaluate.snapshots)
         wanted = spaced(sorted(self._kept), self._losses, spacing)
         while wanted:
             for step in wanted:
-                nats = self.evaluation(self._kept.pop(step), (KIND,))
-                self.found(step, nats)
+                nats = self.evaluation(self._kept.pop(step), (GRID,))
+                self.recorder.evaluated(step, nats)
                 self._note(step, nats)
             wanted = beside_the_worst(self._losses, self._kept)
         self._kept.clear()
+        self.recorder.drain()
+        self.recorder.resume_clock()
 
     def _note(self, step: int, nats: Mapping[str, jax.Array]) -> None:
-        rows = self.evaluation.losses[KIND].rows(jax.device_get(nats[KIND]))
+        rows = self.evaluation.losses[GRID].rows(jax.device_get(nats[GRID]))
         self._losses[step] = {row["set"]: row["loss"] for row, _ in rows}
 
 

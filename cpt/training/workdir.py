@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cpt.config import RunSpec, identity
+from cpt.config import RunSpec
 from cpt.data.mix import row_counts
 from cpt.errors import ConfigError, RunError, UserError
 from cpt.evaluators.rows import write_atomic
+from cpt.identity import identity
 from cpt.plan import Phase, RunPlan, resolve
 from cpt.sections import parse, to_dict
 from cpt.training.preservation import checkpoints_of, finished, move

@@ -14,7 +14,7 @@ from cpt.plan import resolve
 from cpt.training.run import run_training
 from cpt.training.snapshots import beside_the_worst, spaced
 
-RING = 12
+FIRST = 12
 SILENT = Console(file=io.StringIO())
 
 
@@ -72,14 +72,14 @@ def rows(workdir):
 def test_rows_are_those_of_a_dense_evaluation_and_hold_the_worst(toy_config, tmp_path, dtype):
     toy_config.model.compute_dtype = dtype
     toy_config.checkpoints = {"rolling": {"steps": 40}}
-    dense = trained(toy_config, tmp_path / "dense", dense=RING)
-    ring = trained(toy_config, tmp_path / "ring", ring=RING)
+    dense = trained(toy_config, tmp_path / "dense", dense=FIRST)
+    ring = trained(toy_config, tmp_path / "ring", snapshots=FIRST)
     extra = set(ring) - set(trained(toy_config, tmp_path / "neither"))
-    assert {step for _, step in extra} < {*range(21, 21 + RING)}
+    assert {step for _, step in extra} < {*range(21, 21 + FIRST)}
     assert all(ring[key] == dense[key] for key in ring)
     for name in ("old", "new"):
-        curve = {step: dense[name, step][0] for of, step in dense if of == name and 20 <= step <= 20 + RING}
-        found = {step: ring[name, step][0] for of, step in ring if of == name and 20 <= step <= 20 + RING}
+        curve = {step: dense[name, step][0] for of, step in dense if of == name and 20 <= step <= 20 + FIRST}
+        found = {step: ring[name, step][0] for of, step in ring if of == name and 20 <= step <= 20 + FIRST}
         top = max(found, key=found.get)
         beside = {top - 1, top + 1} & set(curve)
         assert beside <= set(found)
@@ -89,10 +89,10 @@ def test_rows_are_those_of_a_dense_evaluation_and_hold_the_worst(toy_config, tmp
     assert losses[0] == losses[1]
 
 
-def test_a_run_that_is_stopped_in_the_ring_keeps_what_it_found(toy_config, tmp_path, monkeypatch):
+def test_a_run_that_is_stopped_among_the_snapshots_keeps_what_it_found(toy_config, tmp_path, monkeypatch):
     from cpt.training import loop
 
-    whole = trained(toy_config, tmp_path / "whole", ring=RING)  # with a checkpoint every 5 updates
+    whole = trained(toy_config, tmp_path / "whole", snapshots=FIRST)  # with a checkpoint every 5 updates
     real = loop.Snapshots.at
 
     def cut(self, step, params, nats):
@@ -102,22 +102,50 @@ def test_a_run_that_is_stopped_in_the_ring_keeps_what_it_found(toy_config, tmp_p
 
     monkeypatch.setattr(loop.Snapshots, "at", cut)
     with pytest.raises(KeyboardInterrupt):
-        trained(toy_config, tmp_path / "cut", ring=RING)
+        trained(toy_config, tmp_path / "cut", snapshots=FIRST)
     monkeypatch.undo()
     run_training(resolve(load(toy_config)), tmp_path / "cut", SILENT)
     assert rows(tmp_path / "cut") == whole
 
 
-def test_a_ring_longer_than_its_phase_ends_with_it(toy_config, tmp_path):
-    toy_config.phases.first.evaluate = {"geometric": 0, "every": {"steps": 20}, "ring": 50}
+def test_snapshots_longer_than_its_phase_ends_with_it(toy_config, tmp_path):
+    toy_config.phases.first.evaluate = {"geometric": 0, "every": {"steps": 20}, "snapshots": 50}
     found = trained(toy_config, tmp_path)
     assert {step for _, step in found if step < 20} > {0}
     assert len(found) == len(set(found))
 
 
-def test_a_ring_must_be_a_number_of_updates(toy_config):
+def test_snapshots_must_be_a_number_of_updates(toy_config):
     from cpt.errors import ConfigError
 
-    toy_config.phases.second.evaluate.ring = -1
-    with pytest.raises(ConfigError, match=r"phases.second.evaluate.ring: -1 is not at least 0"):
+    toy_config.phases.second.evaluate.snapshots = -1
+    with pytest.raises(ConfigError, match=r"phases.second.evaluate.snapshots: -1 is not at least 0"):
         load(toy_config)
+
+
+def test_snapshots_need_a_set_of_the_grid(toy_config):
+    from cpt.errors import ConfigError
+
+    toy_config.phases.second.evaluate.snapshots = 5
+    for evaluated in toy_config.evaluation.sets.values():
+        evaluated.at = "edges"
+    with pytest.raises(ConfigError, match=r"phases.second.evaluate.snapshots: no evaluation set is at='grid'"):
+        load(toy_config)
+
+
+def test_an_update_is_not_charged_for_the_evaluation_of_snapshots(toy_config, tmp_path, monkeypatch):
+    import time
+
+    from cpt.training.evaluation import Evaluation
+
+    real = Evaluation.__call__
+
+    def slow(self, params, kinds):
+        time.sleep(0.1 if (kinds := tuple(kinds)) else 0)
+        return real(self, params, kinds)
+
+    monkeypatch.setattr(Evaluation, "__call__", slow)
+    trained(toy_config, tmp_path, snapshots=FIRST)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    # The updates on either side of the settling: after 12 updates of the second phase.
+    assert max(r["step_s"] for r in rows if 31 <= r["step"] <= 34) < 0.1

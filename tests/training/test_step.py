@@ -7,7 +7,8 @@ import optax
 import pytest
 import toy
 
-from cpt.config import OptimizerSpec, identity, load
+from cpt.config import OptimizerSpec, load
+from cpt.identity import identity
 from cpt.models.base import build
 from cpt.models.layout import AXES
 from cpt.models.spec import ModelSpec

@@ -63,6 +63,8 @@ def attend(
     # Outside of a model's forward pass (decoding, which keeps its keys) there is nothing to choose by.
     asked = _ASKED.get() or ("reference" if work.pieces > 1 else "blocked")
     name = chosen(asked, work).name
+    if name in KERNELS and active_mesh() is None and jax.device_count() > 1:
+        name = "blocked"  # nobody says which device has what, so the partitioner has to be able to split it
     backend = find("cpt.models.attention", name, "model.attention")
     arrays = q_BxHxLxK, k_BxGxLxK, v_BxGxLxK, segments_BxL
     return per_device(backend, *arrays) if name in KERNELS else backend(*arrays)

@@ -110,8 +110,9 @@ def trial(work: Work) -> str:
 @cache
 def _tried(group: int, head_dim: int, dtype: str, packed: bool) -> str:
     try:
-        # A model may be traced while this is asked for the first time; the numbers are wanted now.
-        with jax.ensure_compile_time_eval():
+        # This may first be asked while a model is traced, in a loop that moves nothing unasked; the numbers are wanted
+        # now.
+        with jax.transfer_guard("allow"), jax.ensure_compile_time_eval():
             return disagreement(cudnn, group, head_dim, dtype, packed)
     except Exception as e:  # whatever cuDNN, XLA or a changed private function have to say
         return f"it fails on this device ({(str(e) or type(e).__name__).splitlines()[0][:160]})"

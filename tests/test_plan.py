@@ -73,6 +73,7 @@ def planned(toy_root):
         ("data_mixing.py", None),
         ("continue_pythia.py", None),
         ("continue_llama.py", None),
+        ("story.py", "pretrain"),
         *(("stability_gap.py", s) for s in ("full", "subset", "quality", "mixture_fixed", "mixture_dynamic")),
     ],
 )
@@ -92,6 +93,7 @@ def test_no_recipe_is_forgotten():
         "stability_gap.py",
         "continue_pythia.py",
         "continue_llama.py",
+        "story.py",
     }
 
 

@@ -62,6 +62,11 @@ def compile_step(plan: RunPlan, mesh: Mesh) -> StepFacts:
 
 def compile_update(plan: RunPlan, mesh: Mesh) -> jax.stages.Compiled:
     """Compile the update of a run for `mesh`, whose devices may be descriptions only; nothing is allocated."""
+    return lower_update(plan, mesh).compile()
+
+
+def lower_update(plan: RunPlan, mesh: Mesh) -> jax.stages.Lowered:
+    """The same before the compiler, for what gives it options."""
     machine = make_machine(plan, mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
 
@@ -72,7 +77,7 @@ def compile_update(plan: RunPlan, mesh: Mesh) -> jax.stages.Compiled:
     if plan.spec.guard.spike != "off":
         extra |= {"loss_limit": small(), "norm_limit": small()}
     given = small(), small(max(len(p.columns) for p in plan.phases)), *([extra] if extra else [])
-    return machine.update.lower(machine.abstract, abstract_batch(plan, mesh), *given).compile()
+    return machine.update.lower(machine.abstract, abstract_batch(plan, mesh), *given)
 
 
 def abstract_batch(plan: RunPlan, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -114,3 +119,15 @@ def collectives(text: str) -> list[Collective]:
             shapes = [s for s in shapes if s[1]][len([s for s in shapes if s[1]]) // 2 :]
         found.append(Collective(kind, tuple(shapes)))
     return found
+
+
+def loop_bodies(text: str) -> list[str]:
+    """The computations of an HLO module that run in its loops."""
+    parts = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
+    found, open_ = set(), re.findall(r"body=%?([\w.\-]+)", text)
+    while open_:
+        name = open_.pop()
+        if name in parts and name not in found:
+            found.add(name)
+            open_ += re.findall(r"%([\w.\-]+)", parts[name])
+    return [parts[name] for name in sorted(found)]

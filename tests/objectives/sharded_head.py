@@ -22,7 +22,7 @@ from cpt.models.layout import AXES
 from cpt.objectives import tiles
 from cpt.objectives.linear_cross_entropy import linear_cross_entropy
 from cpt.plan import resolve
-from cpt.training.compiled import collectives, compile_update, facts
+from cpt.training.compiled import collectives, compile_update, facts, loop_bodies
 from cpt.training.sharding import device_mesh
 
 # 260 ids are split over `tensor` 2, and stay whole over 8; lanes of 16 pad both.
@@ -81,18 +81,6 @@ def update(root: str, sizes: tuple[int, ...]) -> dict:
         "in_loops": [asdict(x) for x in collectives("\n".join(loop_bodies(text)))],
         "logits": sorted(dims for dims in floats if vocab in dims and WIDTH not in dims),
     }
-
-
-def loop_bodies(text: str) -> list[str]:
-    """The computations of an HLO module that run in its loops."""
-    parts = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
-    found, open_ = set(), re.findall(r"body=%?([\w.\-]+)", text)
-    while open_:
-        name = open_.pop()
-        if name in parts and name not in found:
-            found.add(name)
-            open_ += re.findall(r"%([\w.\-]+)", parts[name])
-    return [parts[name] for name in sorted(found)]
 
 
 def main(root: str) -> dict:

@@ -3,8 +3,8 @@
 python tests/training/structure_dump.py         # writes tests/training/golden/structure_*.txt anew
 python tests/training/structure_dump.py NAME MESH ...      # prints a JSON object; for the tests
 
-Read is the program as the partitioner leaves it. What comes after it on a CPU widens bfloat16 to float32 everywhere, and
-so would say nothing of the bytes that an accelerator moves.
+Read is the program as the partitioner leaves it. What comes after it on a CPU widens bfloat16 to float32 everywhere,
+and so would say nothing of the bytes that an accelerator moves.
 """
 
 import json
@@ -161,7 +161,9 @@ def groups(line: str) -> frozenset[frozenset[int]]:
         return frozenset(frozenset(integers(x)) for x in re.findall(r"\{([\d,]+)\}", listed[1]))
     if tiled := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
         return as_groups(iota(*tiled.group(2, 3)).reshape(integers(tiled[1])))
-    named = re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}", line)
+    named = re.search(
+        r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}", line
+    )
     if named is None:
         raise ValueError(f"replica groups are not understood: {line[:300]}")
     sizes = {axis: int(size) for axis, size in re.findall(r"'([\w.]+)'=(\d+)", named[1])}

@@ -132,7 +132,7 @@ def test_logits_exist_for_one_tile_only(update):
     assert update.tile < update.tokens  # there are several, or this says nothing
     most = max(update.tile * update.vocab, *(leaf.gathered for leaf in update.leaves))
     floats = {dims for dtype, dims in update.large if dtype == "f32"}
-    assert not [dims for dims in floats if math.prod(dims) > most]
+    assert not [dims for dims in floats if math.prod(dims) > most], "float32 beyond a tile of logits"
     of_words = {dims for _, dims in update.large if update.vocab in dims}
     allowed = {update.tile, update.width, update.width // update.fsdp}
     assert (update.tile, update.vocab) in of_words
@@ -144,8 +144,8 @@ def test_the_state_is_split_and_the_host_is_left_alone(update):
     parameters = sum(leaf.shard for leaf in update.leaves)
     batch = 4 * (3 * update.tokens + ROWS)
     assert 12 * parameters < update.facts["state"] <= 12 * parameters + batch + 4096  # in float32, and two moments
-    assert not update.facts["calls_host"]
-    assert not update.facts["added"], "what the compiler moves beyond the partitioned program"
+    assert not update.facts["calls_host"], "the program calls back into Python"
+    assert not update.facts["added"], f"moved beyond what the partitioner asks for: {update.facts['added']}"
 
 
 @each

@@ -1,7 +1,7 @@
 """What the update of known models moves between 8 devices, and the largest arrays of its program, as text.
 
 python tests/training/structure_dump.py         # writes tests/training/golden/structure_*.txt anew
-python tests/training/structure_dump.py NAME MESH ...      # prints a JSON object; for the tests
+python tests/training/structure_dump.py pythia_70m "fsdp 8"     # prints a JSON object; for the tests
 
 Read is the program as the partitioner leaves it. What comes after it on a CPU widens bfloat16 to float32 everywhere,
 and so would say nothing of the bytes that an accelerator moves.
@@ -87,6 +87,7 @@ class Structure:
       large: dtype and dimensions of every float array of `LARGE` elements and more.
       added: collectives that the compiler has put in after the partitioner.
       calls_host: whether it calls back into Python.
+      leaves: its parameters.
     """
 
     state: int

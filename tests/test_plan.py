@@ -478,6 +478,9 @@ def test_what_cannot_be_replayed(planned, of, says):
 def test_how_a_run_is_carried_out_is_no_part_of_its_identity(planned):
     plain = planned()
     assert planned("batch.accumulate", 2).hash == planned("mesh.fsdp", 2).hash == plain.hash
+    for field, value in (("remat", "full"), ("scan_layers", True), ("attention", "reference")):
+        assert planned(f"model.{field}", value).hash == plain.hash, field
+    assert planned("model.attention", "toy:window").hash != plain.hash  # may be another function
     assert planned("batch.length", 16).hash != plain.hash
 
 

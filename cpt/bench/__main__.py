@@ -7,6 +7,7 @@
     python -m cpt.bench --suite=eval                     # evaluations, beside what they must cost
     python -m cpt.bench --suite=checkpoint --rounds=10   # what a checkpoint every 20 updates costs
     python -m cpt.bench --suite=resume                   # from the start of a process to its first update
+    python -m cpt.bench --suite=sweep                    # what a sweep adds to each of its runs
     python -m cpt.bench --suite=peers                    # beside plain Flax, and Hugging Face on PyTorch
     python -m cpt.bench --suite=growth --out=bench/      # costs by size, fitted exponents, a figure
     python -m cpt.bench --suite=gpu --out=bench/         # everything that needs a GPU, within nine minutes

@@ -119,6 +119,19 @@ def resume(ask: Ask) -> dict[str, Any]:
     return result
 
 
+def sweep(ask: Ask) -> dict[str, Any]:
+    """What a sweep adds to each of its runs."""
+    from cpt.bench.sweep import bench_sweep
+
+    result = bench_sweep(ask.plan(), ask.config, ask.rounds, ask.say)
+    ask.say(
+        f"{result['runs']} runs of {sum(result['alone_s']) / result['runs']:.2f} s: as a sweep of one worker "
+        f"{result['ratio']:.2f} of their time ({result['each_s']:+.2f} s each); the finished sweep again: "
+        f"{result['again_s']:.2f} s"
+    )
+    return result
+
+
 def loader(ask: Ask) -> dict[str, Any]:
     """Batches out of token stores."""
     from cpt.bench.loader import bench_loader
@@ -228,6 +241,7 @@ SUITES: dict[str, Callable[[Ask], dict[str, Any]]] = {
     "eval": evaluation,
     "checkpoint": checkpoint,
     "resume": resume,
+    "sweep": sweep,
     "peers": peers,
     "growth": growth,
     "gpu": gpu,

@@ -21,7 +21,6 @@ def undisturbed() -> Iterator[None]:
     does for a tenth of a second, is interrupted after half a millisecond if another one has something to do, not after
     five.
     """
-    gc.collect()
     gc.freeze()
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_S)

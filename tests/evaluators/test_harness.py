@@ -172,8 +172,8 @@ def test_bits_per_byte_are_those_of_the_model(folder, model, nats):
             scored = end
     assert n_bytes > 8 * CONTEXT
     got = run_tasks(model, ["toy_loss"], include_path=folder)["toy_loss"]
-    assert got["bits_per_byte"] == pytest.approx(total / (math.log(2) * n_bytes), abs=1e-6)
-    assert got["byte_perplexity"] == pytest.approx(math.exp(total / n_bytes), rel=1e-6)
+    assert got["bits_per_byte"] == pytest.approx(total / (math.log(2) * n_bytes), rel=1e-6)
+    assert got["byte_perplexity"] == pytest.approx(math.exp(total / n_bytes), rel=1e-5)
 
 
 @needs_harness

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cpt.models.attention import attend
 from cpt.models.attention.blocked import block_of, blocked
-from cpt.models.attention.choice import Work
+from cpt.models.attention.choice import Choice, Work
 from cpt.models.attention.cudnn import AGREES, cudnn, disagreement, documents, trial
 from cpt.models.attention.reference import reference
 from cpt.models.attention.splash import splash
@@ -223,11 +224,27 @@ def test_cudnn_on_a_gpu(group, with_documents):
     assert said == ""
 
 
+def test_the_trial_is_not_stopped_by_a_loop_that_moves_nothing_unasked(monkeypatch):
+    monkeypatch.setattr("cpt.models.attention.cudnn.cudnn", reference)
+    with jax.transfer_guard("disallow"):
+        assert trial(Work("gpu", "x", "bfloat16", 3, 1, 40, 64)) == ""
+
+
+def test_a_kernel_is_not_left_to_the_partitioner(monkeypatch):
+    """A model that is not told its mesh, on several devices: no partitioner can split a kernel."""
+    monkeypatch.setattr("cpt.models.attention.chosen", lambda asked, work: Choice("splash", ""))
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    q = k = v = jnp.ones((1, 2, 8, 4))
+    assert "pallas" not in str(jax.make_jaxpr(lambda *qkv: attend(*qkv))(q, k, v))
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert "pallas" in str(jax.make_jaxpr(lambda *qkv: attend(*qkv))(q, k, v))
+
+
 @pytest.mark.slow
 def test_kernels_on_a_mesh_and_for_tpus():
     """Eight simulated devices, and where libtpu is installed eight TPU chips that are not there."""
     script = Path(__file__).parent / "attention_devices.py"
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}
     done = subprocess.run([sys.executable, script], env={**os.environ, **flags}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     said = done.stdout.splitlines()

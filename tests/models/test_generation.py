@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from cpt.errors import ConfigError
 from cpt.evaluators.scored_windows import HarnessModel, Stop, model_follow, model_scores
 from cpt.models.base import Model, build
 from cpt.models.cache import Cache
-from cpt.models.generation import Sampling, choose, generate, padded
+from cpt.models.generation import Sampling, can_generate, choose, generate, padded
 from cpt.models.rope import RopeSpec
 from cpt.models.spec import LlamaSpec, ModelSpec
 
@@ -215,3 +216,10 @@ def test_rows_and_parameters_spread_over_devices_give_the_same():
         [sys.executable, "-c", ON_FOUR], env={**os.environ, **flags}, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0 and done.stdout == "4 1.0\n", done.stdout + done.stderr[-2000:]
+
+
+def test_an_attention_of_ones_own_is_not_looked_up_in_a_cache():
+    """It may see other tokens than those that were kept; whoever continues a text then reads it from its beginning."""
+    spec = ModelSpec(layers=1, width=16, heads=2, vocab_size=32, context=16)
+    assert can_generate(build(spec))
+    assert not can_generate(build(replace(spec, attention="cpt.models.attention.reference:reference")))

@@ -5,15 +5,19 @@ import html
 import json
 import math
 import re
+import shutil
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from synthetic_run import write_run
 
 from cpt import report
 from cpt.errors import ConfigError, RunError
+from cpt.evaluators.branches import branch_rows
 from cpt.evaluators.intransigence import intransigence
+from cpt.evaluators.rows import read_run
 from cpt.evaluators.summary import summarise
 from cpt.reports.compare import write_comparison
 from cpt.reports.comparison import compared
@@ -102,6 +106,15 @@ def test_runs_of_different_tokenizers_are_compared_per_byte(seeds, tmp_path):
     assert "losses are in bits per byte of text" in text and "Losses are bits per byte" in text
     assert "nats per token" not in text and '"text":"bits per byte"' in page.read_text()
     assert {row["unit"] for row in run_rows(bits)} == {"bits per byte"} and "unit" not in run_rows(nats)[0]
+
+
+def test_branches_of_a_run_that_is_read_per_byte_are_too(seeds):
+    trunk = seeds[0]
+    shutil.copytree(seeds[1], trunk / "branches" / "step-100")
+    nats, bits = (branch_rows(replace(read_run(trunk), per_byte=b)) for b in (False, True))
+    assert nats and len(nats) == len(bits)
+    for was, now in zip(nats, bits, strict=True):
+        assert now["annealed"] == pytest.approx(was["annealed"] / 4 / math.log(2), rel=1e-3)
 
 
 def test_text_that_is_not_the_same_is_named(seeds, tmp_path):

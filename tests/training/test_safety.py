@@ -415,6 +415,7 @@ def test_a_shard_that_is_cut_off_while_training_costs_nothing(root, finished, tm
 
     monkeypatch.setattr(loop, "put_batch", put)
     monkeypatch.setattr(IdFile, "read", vanished)
+    monkeypatch.setattr("cpt.data.loader.READ_AHEAD", (4, 4))  # the whole run would have been read by then
     with pytest.raises(
         DataError, match=r"^data error: .*cut off .*; checkpoints: the newest finished one is rolling/\d+;"
     ):

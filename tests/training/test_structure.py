@@ -24,8 +24,9 @@ from cpt.objectives.tiles import rows_per_tile
 GOLDEN_OF = "0.10.1"
 UPDATE = "python tests/training/structure_dump.py"
 CUBE = "data 2 x fsdp 2 x tensor 2"
-# Of 410M the mesh on which everything moves that can; the others compile for another 40 seconds and move less.
-CASES = [("pythia_70m", tuple(MESHES)), ("pythia_410m", (CUBE,))]
+# Of 410M the mesh on which everything moves that can, of 70M the one that moves most; the other golden texts are for
+# whoever changes them: `structure_dump.py NAME MESH` says how it is now.
+CASES = [("pythia_70m", ("fsdp 8",)), ("pythia_410m", (CUBE,))]
 each = pytest.mark.parametrize(
     ("name", "mesh"), [pytest.param(name, mesh, marks=pytest.mark.slow) for name, meshes in CASES for mesh in meshes]
 )

@@ -153,9 +153,10 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console, account: A
                     state = machine.switch[step](state)
             with account.to("data"):
                 waited = time.monotonic()
-                batch = put_batch(mesh, next(batches), spec.batch.sequences) | requests.asked()
+                read = next(batches)
                 data_wait_s = time.monotonic() - waited
             with account.to("step"):
+                batch = put_batch(mesh, read, spec.batch.sequences) | requests.asked()
                 state, sums = machine.update(state, batch, *machine.inputs(step, guard.limits(step)))
             recorder.trained(step, sums, plan.lr(step), data_wait_s)
         with account.to("eval"):

@@ -12,6 +12,7 @@ from cpt.bench import growth
 from cpt.bench.contention import TICK, Others, busy_s
 from cpt.bench.evaluation import dense_figures
 from cpt.bench.facts import stated_peak
+from cpt.bench.step import Round
 from cpt.bench.timing import Step, counted, exponent, figures, rates, ratio, steady_from
 from cpt.models.spec import ModelSpec, flops_per_token
 from cpt.training.accounting import BUCKETS, Account
@@ -277,6 +278,15 @@ def test_what_jax_compiles_is_heard_in_this_thread_only():
     assert heard > 0
     fresh()
     assert account.seconds()["compile"] == heard
+
+
+def test_a_round_compares_each_turn_with_the_one_beside_it():
+    """The machine halves its speed from the second turn on, and in the third somebody else works: 1.1 all the same."""
+    trainer = [steps(1.1, 1.1, 1.1), steps(2.2, 2.2, 2.2), steps(2.2, 2.2, 2.2, 9.0, contended=(3,))]
+    bare = [steps(1, 1, 1), steps(2, 2, 2), steps(2, 2, 9.0, 2, contended=(2,))]
+    assert Round({"trainer": trainer, "bare": bare}, 0.0, {}).ratio("bare") == pytest.approx(1.1)
+    disturbed = Round({"trainer": [steps(3, 1, 1, contended=(0,))], "bare": [steps(1, 1, 1)]}, 0.0, {})
+    assert disturbed.ratio("bare") == 1.0  # too few were quiet: all are counted, and the median is of those
 
 
 def test_too_few_steady_steps_are_all_counted():

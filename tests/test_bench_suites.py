@@ -45,7 +45,10 @@ def test_the_trainer_is_timed_beside_its_own_update_and_a_plain_loop(toy_plan):
         assert 0 < r["median_s"] <= r["p95_s"]
         assert r["tokens_per_second"] == pytest.approx(8 * 32 / r["median_s"])
         assert 0 < r["of_matmul_causal"] < r["of_matmul_palm"]
-    assert said["ratio"]["bare"] == pytest.approx(said["trainer"]["median_s"] / said["bare"]["median_s"])
+        assert 0 < r["counted"] <= said["steps"]
+    assert said["steps"] == said["turn"] == 8  # one turn of each
+    for loop, ratios in said["ratios"].items():
+        assert ratios == [said["ratio"][loop]] and 0.1 < ratios[0] < 20
     assert 0 <= said["data_stall"] < 1
     assert said["peak_memory_bytes"] > 10**7
     wall = said["buckets"].pop("wall")

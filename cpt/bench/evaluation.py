@@ -61,21 +61,16 @@ def bench_evaluation(plan: RunPlan, steps: int, checkpoints: int, say: Callable[
 
 def with_sets(plan: RunPlan, steps: int, evaluate_every: int, grid: int | None = None) -> RunPlan:
     """The first phase of `plan`, with one set as large as a batch and the checkpoints asked for."""
-    short = shortened(plan, steps, (KIND,))
+    short = shortened(plan, steps, (KIND,), grid)
     name, before = next(iter(plan.spec.evaluation.sets.items()))
     sets = {name: dataclasses.replace(before, sequences=plan.spec.batch.sequences, at="grid")}
     every = Duration(steps=evaluate_every)
     phase = short.spec.phases[short.spec.order[0]]
     phase = dataclasses.replace(phase, evaluate=GridSpec(dense=0, geometric=0, every=every))
-    none = Duration(steps=10 * steps)
-    kept = dataclasses.replace(
-        short.spec.checkpoints, grid=none if grid is None else Duration(steps=grid), rolling=none, rolling_minutes=None
-    )
     spec = dataclasses.replace(
         short.spec,
         evaluation=dataclasses.replace(short.spec.evaluation, sets=sets),
         phases={short.spec.order[0]: phase},
-        checkpoints=kept,
     )
     return resolve(spec)
 

@@ -1,12 +1,17 @@
-"""The cost of one update: our trainer, its own update with nothing around it, and a plain jitted loop, in turn."""
+"""The cost of one update: our trainer, its own update with nothing around it, and a plain jitted loop.
+
+They take turns of a few updates within one run of the trainer, so that whatever else the machine does meets all three.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +23,10 @@ from rich.console import Console
 
 from cpt.bench.contention import Others
 from cpt.bench.facts import matmul_rate, peak_memory, stated_peak
-from cpt.bench.stamps import KIND, read
-from cpt.bench.timing import Step, counted, figures, rates
+from cpt.bench.stamps import KIND, calling, read
+from cpt.bench.timing import FEWEST_QUIET, Step, figures, rates
 from cpt.bench.updates import Updates, opened, shortened
+from cpt.data.loader import READ_AHEAD
 from cpt.models import base
 from cpt.models.spec import flops_per_token
 from cpt.objectives.linear_cross_entropy import linear_cross_entropy
@@ -32,96 +38,162 @@ from cpt.training.loop import train
 from cpt.training.workdir import claim, prepare_workdir
 
 WARM_UP = 5  # updates at the start of each round that are not looked at (compilation, caches)
+STRETCH = 10  # updates in a turn that are looked at
+LEAD_IN = 2  # and those before them, until the next update is always on its way again
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One of the loops that are timed beside the trainer.
+
+    Attributes:
+      call: dispatches an update on a batch; gives the result of the one before it, None if there was none.
+      last: waits for the last one.
+    """
+
+    call: Callable[[dict[str, np.ndarray]], Any]
+    last: Callable[[], Any]
+
+
+@dataclass
+class Round:
+    """What a round showed.
+
+    Attributes:
+      turns: by loop, the steps of each of its turns.
+      stall: of the time of the trainer's steps, the share in which it waited for data.
+      buckets: seconds of its run by bucket and, as `wall`, by a clock of its own; without the turns of others.
+    """
+
+    turns: dict[str, list[list[Step]]]
+    stall: float
+    buckets: dict[str, float]
+
+    def ratio(self, name: str) -> float:
+        """Median over the turns of the trainer's median step over that of another loop."""
+        pairs = zip(self.turns["trainer"], self.turns[name], strict=True)
+        return float(np.median([_median(mine) / _median(other) for mine, other in pairs]))
 
 
 def bench_step(plan: RunPlan, steps: int, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Median step time of the trainer, of the bare update and of the plain loop.
 
     Args:
-      plan: a run; only its first phase is trained, without evaluations.
+      plan: a run; only its first phase is trained, without evaluations and checkpoints.
       steps: updates per round and loop.
-      rounds: how often all are timed, one after the other; the ratio is taken per round.
+      rounds: runs of the trainer; the ratio is the median over the turns of each.
     """
-    plan = shortened(plan, steps + WARM_UP, (KIND,))
+    turn = min(STRETCH, steps)
+    turns = max(steps // turn, 1)
+    # What is read ahead is in no figure: at the end of a run nothing is read any more.
+    plan = shortened(plan, WARM_UP + turns * (LEAD_IN + turn) + READ_AHEAD[1], (KIND,))
     data = opened(plan, say)
-    loops: dict[str, Callable[[RunPlan, Data], list[Step]]] = {"bare": bare_steps, "plain": plain_steps}
-    timed: dict[str, list[Step]] = {"trainer": [], "bare": [], "plain": []}
-    ratios: dict[str, list[float]] = {"bare": [], "plain": []}
-    matmuls, stalls, buckets = [], [], {}
+    batches = host_batches(plan, data, check_data(plan, data))
+    batches = [batches[t] for t in range(LEAD_IN + turn)]
+    loops = {"bare": bare_loop(plan, data), "plain": plain_loop(plan)}
+    done, matmuls = [], []
     for i in range(rounds):
-        this = {}
-        for name in list(timed)[:: 1 if i % 2 == 0 else -1]:
-            if name == "trainer":
-                this[name], stall, buckets = trainer_steps(plan, data)
-                stalls.append(stall)
-            else:
-                this[name] = loops[name](plan, data)[WARM_UP:]
-            timed[name] += this[name]
-        for name, of in ratios.items():
-            of.append(_median(this["trainer"]) / _median(this[name]))
+        for loop in loops.values():  # compiles, or warms the caches again
+            timed_turn(loop, batches)
+        done.append(timed_round(plan, data, loops, batches, turns))
         matmuls.append(matmul_rate(plan.spec.model.compute_dtype))
-        say(f"round {i + 1}/{rounds}: trainer/bare {ratios['bare'][-1]:.3f}, trainer/plain {ratios['plain'][-1]:.3f}")
+        said = ", ".join(f"trainer/{name} {done[-1].ratio(name):.3f}" for name in loops)
+        say(f"round {i + 1}/{rounds}: {said}")
     tokens, matmul = plan.phases[0].tokens_per_step, max(matmuls) * jax.device_count()
     palm, causal = (tokens * flops_per_token(plan.spec.model, plan.spec.batch.length, a) for a in ("palm", "causal"))
     peak = stated_peak(jax.devices()[0].device_kind)
     peak = peak and peak * jax.device_count()
     loops_said = {}
-    for name, all_steps in timed.items():
-        said = figures(all_steps)
+    for name in ("trainer", *loops):
+        said = figures([step for r in done for steps in r.turns[name] for step in steps])
         loops_said[name] = said | rates(said["median_s"], tokens, palm, causal, peak, matmul)
+    ratios = {name: [r.ratio(name) for r in done] for name in loops}
     return {
         "config": plan.name,
-        "steps": steps,
+        "steps": turns * turn,
+        "turn": turn,
         "flops_per_step": {"palm": palm, "causal": causal},
         "matmul_gflops_per_second": matmul / 1e9,
         "stated_peak_gflops_per_second": peak and peak / 1e9,
         "ratio": {name: float(np.median(of)) for name, of in ratios.items()},
         "ratios": ratios,
-        "data_stall": float(np.median(stalls)),
-        "buckets": buckets,
+        "data_stall": float(np.median([r.stall for r in done])),
+        "buckets": done[-1].buckets,
         "peak_memory_bytes": peak_memory(),
         **loops_said,
     }
 
 
 def _median(steps: list[Step]) -> float:
-    return float(np.median([s.seconds for s in counted(steps)]))
+    quiet = [s.seconds for s in steps if not s.contended]
+    return float(np.median(quiet if len(quiet) >= FEWEST_QUIET else [s.seconds for s in steps]))
 
 
-def trainer_steps(plan: RunPlan, data: Data) -> tuple[list[Step], float, dict[str, float]]:
-    """Updates of our trainer, from its own metrics (wall time between results, host work included).
+def timed_round(
+    plan: RunPlan, data: Data, loops: dict[str, Loop], batches: list[dict[str, np.ndarray]], turns: int
+) -> Round:
+    """One run of the trainer, from its own metrics (wall time between results, host work included), with pauses in
+    which the other loops take their turns.
 
-    Returns:
-      The steps after the warm-up; of their time, the share spent waiting for data; seconds of the run by bucket and, as
-      `wall`, by a clock of its own.
+    Args:
+      batches: of a turn of the others; the first `LEAD_IN` are not looked at.
+      turns: of each.
     """
-    began = time.perf_counter()
+    length, stood_s = len(batches), 0.0
+    spans: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in loops}
+
+    def others_take_their_turn(update: int) -> None:
+        nonlocal stood_s
+        if (update - WARM_UP) % length or not 0 <= (update - WARM_UP) // length < turns:
+            return
+        began = time.monotonic()
+        for name in list(loops)[:: 1 if len(spans["bare"]) % 2 == 0 else -1]:
+            spans[name].append(timed_turn(loops[name], batches)[LEAD_IN:])
+        stood_s += time.monotonic() - began
+
+    began, clock = time.perf_counter(), lambda: time.monotonic() - stood_s
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
         workdir = Path(folder)
-        with Others() as others, Account().watching() as account:
+        with Others() as others, calling(others_take_their_turn), Account(clock).watching() as account:
             prepare_workdir(workdir)
             claim(workdir, plan, 0)
             train(plan, data, workdir, Console(file=nowhere), account)
-            buckets = account.seconds() | {"wall": time.perf_counter() - began}
-        rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()][WARM_UP:]
+            buckets = account.seconds() | {"wall": time.perf_counter() - began - stood_s}
+        rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         at = read(workdir)
-    steps = [Step(r["step_s"], others.share(at[r["step"]] - r["step_s"], at[r["step"]])) for r in rows]
-    return steps, sum(r["data_wait_s"] for r in rows) / sum(r["step_s"] for r in rows), buckets
+    first = WARM_UP + LEAD_IN
+    mine = [rows[first + i * length :][: length - LEAD_IN] for i in range(turns)]
+    spans["trainer"] = [[(at[r["step"]] - r["step_s"], at[r["step"]]) for r in turn] for turn in mine]
+    steps = {
+        name: [[Step(end - begin, others.share(begin, end)) for begin, end in turn] for turn in all_turns]
+        for name, all_turns in spans.items()
+    }
+    looked_at = [r for turn in mine for r in turn]
+    stall = sum(r["data_wait_s"] for r in looked_at) / sum(r["step_s"] for r in looked_at)
+    return Round(steps, stall, buckets)
 
 
-def bare_steps(plan: RunPlan, data: Data) -> list[Step]:
+def timed_turn(loop: Loop, batches: list[dict[str, np.ndarray]]) -> list[tuple[float, float]]:
+    """When each of some updates began and ended; one begins when the one before it ends."""
+    ends = [time.monotonic()]
+    for batch in batches:
+        if loop.call(batch) is not None:
+            ends.append(time.monotonic())
+    loop.last()
+    ends.append(time.monotonic())
+    return list(itertools.pairwise(ends))
+
+
+def bare_loop(plan: RunPlan, data: Data) -> Loop:
     """The trainer's own compiled update, on batches read beforehand, with nothing around it."""
     updates = Updates(plan, data)
-    batches = [updates.batches[t] for t in range(plan.total_steps)]
-    return _timed([lambda b=b: updates.one(b) for b in batches], updates.last)
+    return Loop(updates.one, updates.last)
 
 
-def plain_steps(plan: RunPlan, data: Data) -> list[Step]:
+def plain_loop(plan: RunPlan) -> Loop:
     """A jitted loop that only trains: same model, optimizer and tokens, read beforehand."""
     spec = plan.spec
     model, tx = base.build(spec.model), adamw(spec.optimizer)
-    batches = host_batches(plan, data, check_data(plan, data))
-    batches = [(b["tokens_BxL"], b["targets_BxL"]) for b in (batches[t] for t in range(plan.total_steps))]
 
     def step(params: Any, opt_state: Any, tokens_BxL: jax.Array, targets_BxL: jax.Array):
         def loss(params: Any) -> jax.Array:
@@ -137,24 +209,15 @@ def plain_steps(plan: RunPlan, data: Data) -> list[Step]:
     params = model.init(jax.random.key(0))
     now = {"params": params, "opt_state": tx.init(params), "before": None}
 
-    def one(tokens_BxL: np.ndarray, targets_BxL: np.ndarray) -> Any:
-        params, opt_state, value = step(now["params"], now["opt_state"], tokens_BxL, targets_BxL)
+    def one(batch: dict[str, np.ndarray]) -> Any:
+        with jax.transfer_guard("allow"):  # it is called from within the trainer, which forbids what nobody asked for
+            params, opt_state, value = step(now["params"], now["opt_state"], batch["tokens_BxL"], batch["targets_BxL"])
         before = now["before"]
         now.update(params=params, opt_state=opt_state, before=value)
         return None if before is None else float(before)  # one step late, as any careful loop does
 
-    return _timed([lambda b=b: one(*b) for b in batches], lambda: float(now["before"]))
+    def last() -> float:
+        before, now["before"] = now["before"], None
+        return float(before)
 
-
-def _timed(calls: list[Callable[[], Any]], last: Callable[[], Any]) -> list[Step]:
-    """Seconds between results. A call gives the result of the one before it, None the first time; `last` the last."""
-    at = []
-    with Others() as others:
-        done = time.monotonic()
-        for call in calls:
-            if call() is not None:
-                at.append((done, time.monotonic()))
-                done = at[-1][1]
-        last()
-        at.append((done, time.monotonic()))
-    return [Step(end - begin, others.share(begin, end)) for begin, end in at]
+    return Loop(one, last)

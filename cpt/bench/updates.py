@@ -19,15 +19,25 @@ from cpt.training.feed import Data, check_data, host_batches
 from cpt.training.machine import make_machine
 from cpt.training.sharding import host_rows, put_batch, replicate
 from cpt.training.state import State, Sums
+from cpt.units import Duration
 
 
-def shortened(plan: RunPlan, steps: int, loggers: tuple[str, ...] = ()) -> RunPlan:
-    """The first phase of `plan`, `steps` long, with nothing but training in it, and further loggers."""
+def shortened(plan: RunPlan, steps: int, loggers: tuple[str, ...] = (), grid: int | None = None) -> RunPlan:
+    """The first phase of `plan`, `steps` long, with nothing but training in it, and further loggers.
+
+    Args:
+      grid: save parameters every so many steps; None for no checkpoint but the one at the end.
+    """
     spec, name = plan.spec, plan.spec.order[0]
     phase = dataclasses.replace(spec.phases[name], tokens=None, steps=steps)
     sources = {n: dataclasses.replace(s, epochs=1e9) for n, s in spec.sources.items()}
     evaluation = dataclasses.replace(spec.evaluation, sets={}, probes={})
-    changed = {"order": (name,), "phases": {name: phase}, "sources": sources, "evaluation": evaluation}
+    none = Duration(steps=10 * steps)
+    saved = dataclasses.replace(
+        spec.checkpoints, grid=none if grid is None else Duration(steps=grid), rolling=none, rolling_minutes=None
+    )
+    changed = {"order": (name,), "phases": {name: phase}, "sources": sources}
+    changed |= {"evaluation": evaluation, "checkpoints": saved}
     return resolve(dataclasses.replace(spec, **changed, loggers=(*spec.loggers, *loggers)))
 
 

@@ -32,7 +32,7 @@ class Ledger:
     def add(self, step: int, tokens_K: np.ndarray) -> None:
         """Count the tokens per column that update `step` trained on."""
         phase = self.mix.plan.phase_at(step)
-        self.consumed[phase.index] += np.asarray(tokens_K[: len(phase.columns)], np.int64)
+        self.consumed[phase.index] += tokens_K[: len(phase.columns)]
         self.step = step + 1
 
     def check(self) -> None:

@@ -74,6 +74,34 @@ class Batches:
 
 
 READ_AHEAD_BYTES, READ_AHEAD = 2**26, (4, 64)
+READS = 8  # the batches that are read ahead come in so many reads
+
+
+class Reads:
+    """Several batches as one element of a Grain data set: `self[i]` is the `i`-th list of `size` of them.
+
+    A thread that reads Python's way keeps the one that trains from going on for as long as that takes and, where all
+    cores compute, until it gets a core again. So it reads now and then, several batches at a time.
+
+    Args:
+      step, stop: the first one, and where they end.
+    """
+
+    def __init__(self, batches: Batches, step: int, stop: int, size: int):
+        self._batches, self._steps, self._size = batches, range(step, stop), size
+
+    def __len__(self) -> int:
+        return -(-len(self._steps) // self._size)
+
+    def __getitem__(self, i: int) -> list[dict[str, np.ndarray] | Exception]:
+        """The batches; where one cannot be read, its error in its place: those before it can be trained on."""
+        out: list[dict[str, np.ndarray] | Exception] = []
+        for step in self._steps[int(i) * self._size :][: self._size]:
+            try:
+                out.append(self._batches[step])
+            except Exception as e:
+                return [*out, e]
+        return out
 
 
 def start_at(
@@ -87,5 +115,12 @@ def start_at(
     if prefetch is None:
         row = 12 * batches.length * batches.mix.plan.spec.batch.sequences  # ids, targets and weights of 4 bytes
         prefetch = min(max(READ_AHEAD_BYTES // row, READ_AHEAD[0]), READ_AHEAD[1])
-    rest = grain.MapDataset.source(batches)[step:stop]
-    return iter(rest.to_iter_dataset(grain.ReadOptions(num_threads=min(prefetch, 2), prefetch_buffer_size=prefetch)))
+    size = max(1, prefetch // READS)
+    end = len(batches) if stop is None else min(stop, len(batches))
+    reads = grain.MapDataset.source(Reads(batches, step, end, size))
+    ahead = prefetch // size
+    for read in reads.to_iter_dataset(grain.ReadOptions(num_threads=min(ahead, 2), prefetch_buffer_size=ahead)):
+        for batch in read:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch

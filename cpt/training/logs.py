@@ -11,7 +11,7 @@ from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
+from tensorboardX.proto.summary_pb2 import Summary
 
 from cpt.evaluators.rows import plain, write_atomic
 
@@ -36,7 +36,8 @@ class Board:
     """Scalars for TensorBoard.
 
     Written by the caller's own thread: tensorboardX's queue has no reader any more once its thread met a full disk, and
-    then blocks whoever puts an eleventh value into it.
+    then blocks whoever puts an eleventh value into it. The values of a step are one event: each costs a checksum in
+    Python.
 
     Args:
       folder: where the event files lie; each start adds one.
@@ -48,18 +49,28 @@ class Board:
         # Two starts within a second would otherwise name one file.
         self._events = EventsWriter(str(folder / "events"), filename_suffix=f".{step}")
         self._flush_s, self._flushed = flush_s, time.monotonic()
+        self._step, self._values = step, []
         self._write(step, file_version="brain.Event:2")
         self._write(step, session_log=SessionLog(status=SessionLog.START))
 
     def scalar(self, name: str, value: float, step: int) -> None:
-        """One point of the curve `name`. Raises OSError if the file cannot be written."""
-        self._write(step, summary=scalar(name, value))
+        """One point of the curve `name`, written with the first of another step. Raises OSError if it cannot be."""
+        if step != self._step:
+            self._send()
+            self._step = step
+        self._values.append(Summary.Value(tag=name, simple_value=value))
+
+    def close(self) -> None:
+        self._send()
+        self._events.close()
+
+    def _send(self) -> None:
+        values, self._values = self._values, []
+        if values:
+            self._write(self._step, summary=Summary(value=values))
         if time.monotonic() - self._flushed > self._flush_s:
             self._events.flush()
             self._flushed = time.monotonic()
-
-    def close(self) -> None:
-        self._events.close()
 
     def _write(self, step: int, **what: Any) -> None:
         self._events.write_event(Event(wall_time=time.time(), step=step, **what))

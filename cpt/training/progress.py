@@ -70,33 +70,40 @@ class TrainingProgress:
     def trained(self, row: dict[str, Any], seconds_left: float | None) -> None:
         """Draw the state after the update of `row` (a row of metrics.jsonl)."""
         phase = self.plan.phase_at(row["step"] - 1)
-        speed = human(row["tokens_per_second"])
-        note = f"loss {row['loss']:.3f}  lr {compact(row['lr'])}  {speed} tok/s"
-        note += self._replay(phase, row) + self._gap(phase)
-        if self.eval_share > 0:
-            note += f"  eval {100 * self.eval_share:.0f} %"
-        if seconds_left is not None:
-            note += f"  eta {int(seconds_left) // 60}:{int(seconds_left) % 60:02d}"
         done = row["step"] - phase.first_step
+        replayed = self._replay(phase, row)
         if self.live:
             if phase.name not in self._tasks:
                 width = max(len(p.name) for p in self.plan.phases)
                 self._tasks[phase.name] = self.bars.add_task(phase.name.ljust(width), total=phase.steps, note="")
+            note = self._note(phase, row, replayed, seconds_left)
             self.bars.update(self._tasks[phase.name], completed=done, note=note)
         elif time.monotonic() - self._last_line > self.line_every_s or done == phase.steps:
             self._last_line = time.monotonic()
+            note = self._note(phase, row, replayed, seconds_left)
             self.console.print(f"{phase.name} {done}/{phase.steps}  {note}", highlight=False, soft_wrap=True)
 
-    def _replay(self, phase: Any, row: dict[str, Any]) -> str:
-        """`  replay 5.0 %`: the share of what was trained on in a phase that replays."""
+    def _note(self, phase: Any, row: dict[str, Any], replayed: float | None, seconds_left: float | None) -> str:
+        note = f"loss {row['loss']:.3f}  lr {compact(row['lr'])}  {human(row['tokens_per_second'])} tok/s"
+        if replayed is not None:
+            note += f"  replay {100 * replayed:.1f} %"
+        note += self._gap(phase)
+        if self.eval_share > 0:
+            note += f"  eval {100 * self.eval_share:.0f} %"
+        if seconds_left is not None:
+            note += f"  eta {int(seconds_left) // 60}:{int(seconds_left) % 60:02d}"
+        return note
+
+    def _replay(self, phase: Any, row: dict[str, Any]) -> float | None:
+        """The share of replay in what was trained on since this process began; None in a phase without."""
         if not phase.spec.replay.active:
-            return ""
+            return None
         old, every = self._replayed.get(phase.name, (0, 0))
         for column in phase.columns:
             tokens = row.get(f"source/{column.name}/tokens", 0)
             old, every = old + tokens * (column.role == "replay"), every + tokens
         self._replayed[phase.name] = old, every
-        return f"  replay {100 * old / max(every, 1):.1f} %"
+        return old / max(every, 1)
 
     def _gap(self, phase: Any) -> str:
         """`  pile +0.31 (peak +0.44 at 23k tokens)` for the sets that this phase can forget."""

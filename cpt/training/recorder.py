@@ -217,13 +217,14 @@ class Recorder:
 
     def _write_metrics(self, step: int, sums: Sums, lr: float, data_wait_s: float, step_s: float) -> None:
         phase = self.plan.phase_at(step)
-        nats_K, tokens_K = sums.nats_K.astype(np.float64), sums.tokens_K
-        self.ledger.add(step, tokens_K)
+        self.ledger.add(step, sums.tokens_K)
+        # Lists: NumPy costs more than it adds up, between two updates of a small model.
+        nats_K, tokens_K = sums.nats_K.tolist(), sums.tokens_K.tolist()
         row = {
             "step": step + 1,
             "tokens": self.plan.clock(step).tokens + phase.tokens_per_step,
             "phase": phase.name,
-            "loss": float(nats_K.sum() / tokens_K.sum()),
+            "loss": sum(nats_K) / sum(tokens_K) if any(tokens_K) else math.nan,
             "lr": lr,
             "grad_norm": float(sums.grad_norm),
             "tokens_per_second": round(phase.tokens_per_step / max(step_s, 1e-9), 1),
@@ -233,8 +234,8 @@ class Recorder:
         if phase.spec.weights or self.plan.spec.objective.z_loss:
             row["objective"] = float(sums.objective)
         for column, nats, tokens in zip(phase.columns, nats_K, tokens_K, strict=False):
-            row[f"source/{column.name}/loss"] = float(nats / tokens) if tokens else None
-            row[f"source/{column.name}/tokens"] = int(tokens)
+            row[f"source/{column.name}/loss"] = nats / tokens if tokens else None
+            row[f"source/{column.name}/tokens"] = tokens
         if not sums.finite:
             row |= {"skipped": True, "loss": None, "grad_norm": None}
             row |= {k: None for k in row if k.endswith("/loss") or k == "objective"}

@@ -119,7 +119,7 @@ def test_segments_number_the_documents(recipe):
     assert "segments_BxL" not in Batches(recipe.mix, recipe.stores)[0]
 
 
-@pytest.mark.parametrize("prefetch", [1, 2, 4, 16])
+@pytest.mark.parametrize("prefetch", [1, 2, 4, 16, 40])
 def test_a_start_at_any_step_is_the_rest_of_the_stream(recipe, prefetch):
     stream = [batches(recipe)[step] for step in range(12)]
     for step in range(13):
@@ -127,6 +127,24 @@ def test_a_start_at_any_step_is_the_rest_of_the_stream(recipe, prefetch):
         assert len(rest) == 12 - step
         for got, expected in zip(rest, stream[step:], strict=True):
             assert_same(got, expected)
+
+
+@pytest.mark.parametrize("bad", [0, 1, 6, 7, 11])
+def test_what_cannot_be_read_is_an_error_at_its_turn(recipe, monkeypatch, bad):
+    """Whatever is read along with it, the batches before it can be trained on."""
+    read = Batches.__getitem__
+
+    def torn(self, step):
+        if step == bad:
+            raise DataError("torn")
+        return read(self, step)
+
+    monkeypatch.setattr(Batches, "__getitem__", torn)
+    stream = start_at(batches(recipe), 0, prefetch=40)
+    for step in range(bad):
+        assert_same(next(stream), read(batches(recipe), step))
+    with pytest.raises(DataError, match="torn"):
+        next(stream)
 
 
 @settings(max_examples=15, deadline=None)

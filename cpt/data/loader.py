@@ -74,7 +74,7 @@ class Batches:
 
 
 READ_AHEAD_BYTES, READ_AHEAD = 2**26, (4, 64)
-READS = 8  # the batches that are read ahead come in so many reads
+READS = 4  # the batches that are read ahead come in so many reads
 
 
 class Reads:

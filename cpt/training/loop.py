@@ -121,6 +121,7 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console, account: A
         MaintenanceWatch(stop.ask),
         Watchdog(spec.guard.stall_s, workdir) as watchdog,
         progress,
+        recorder,
         undisturbed(),
         jax.transfer_guard("disallow"),
     ):
@@ -166,7 +167,6 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console, account: A
         watchdog.at("the last checkpoint")
         with account.to("checkpoint"):
             checkpoints.close()
-        recorder.close()
     return Outcome(step, stopping)
 
 

@@ -33,6 +33,7 @@ from cpt.training.logs import JsonLines, cut
 from cpt.training.processes import here
 from cpt.training.state import Sums
 
+ROWS_WAIT_S = 0.5  # for others, those of `metrics.jsonl`
 IN_LOOP = "in-loop"  # the `checkpoint` of an evaluation made while training
 
 
@@ -92,7 +93,8 @@ class Recorder:
         workdir, plan = self.workdir, self.plan
         if not self._writes:
             return (Nowhere(),) * 5
-        lines = [JsonLines(workdir / f"{name}.jsonl") for name in ("metrics", "eval", "eval_sequences")]
+        lines = [JsonLines(workdir / "metrics.jsonl", ROWS_WAIT_S)]
+        lines += [JsonLines(workdir / f"{name}.jsonl") for name in ("eval", "eval_sequences")]
         probes = JsonLines(workdir / "probes.jsonl") if plan.spec.evaluation.probes else Nowhere()
         facts = LoggerFacts(workdir, plan.name, plan.hash, to_dict(plan.spec), step, self._say)
         return *lines, probes, open_loggers(plan.spec.loggers, facts)
@@ -154,8 +156,11 @@ class Recorder:
         return losses
 
     def write_ledger(self) -> None:
-        """Check the ledger and write `ledger.json`. Raises RunError if consumed and planned differ."""
+        """Check the ledger and write `ledger.json`, and the rows that wait. Raises RunError if consumed and planned
+        differ.
+        """
         with self.account.to("log"):
+            self.metrics.flush()
             self.ledger.check()
             out = self.ledger.to_json()
             out["totals"] |= self.guard.not_learned(self.plan.spec.batch.sequences * self.plan.spec.batch.length)
@@ -163,9 +168,16 @@ class Recorder:
             if self._writes:
                 write_atomic(self.workdir / "ledger.json", json.dumps(out, indent=1))
 
-    def close(self) -> None:
-        for f in (self.metrics, self.evals, self.sequences, self.probes, self.board):
-            f.close()
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Close the files; rows of a run that ends with an error are written too, if they can be."""
+        with self.account.to("log"), contextlib.ExitStack() as closing:
+            if error is not None:
+                closing.enter_context(contextlib.suppress(OSError))  # what went wrong first is what is told
+            for f in (self.board, self.probes, self.sequences, self.evals, self.metrics):
+                closing.callback(f.close)
 
     def _write_next(self) -> None:
         kind, step, result, dispatched, lr, data_wait_s = self._pending.popleft()
@@ -306,6 +318,8 @@ class Nowhere:
     def write(self, row: dict[str, Any]) -> None: ...
 
     def scalar(self, name: str, value: float, step: int) -> None: ...
+
+    def flush(self) -> None: ...
 
     def close(self) -> None: ...
 

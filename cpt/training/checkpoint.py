@@ -78,7 +78,9 @@ class Checkpoints:
         self._writing: tuple[Saved, Future[Exception | None]] | None = None
 
     # ---- saving ------------------------------------------------------------------------------------------------------
-    def save(self, kind: str, step: int, state: State, meta: dict[str, Any], must: bool = False) -> None:
+    def save(
+        self, kind: str, step: int, state: State, meta: dict[str, Any], must: bool = False, copy: bool = True
+    ) -> None:
         """Start saving; returns once the arrays are copied on their devices, the files are written in the background.
 
         What goes wrong is told through `warn` when it is known, and by `due` when to try again.
@@ -88,62 +90,73 @@ class Checkpoints:
           step: the step `state` stands at.
           meta: JSON-able facts of the run; digests are added here.
           must: wait for it, try it again if need be, and raise if it cannot be written: there is no next one.
+          copy: False for arrays that nobody changes, where there is no room for a second set of them. Orbax may hold
+            them until Python collects its cycles.
 
         Raises:
           RunError: with `must`, when every try failed.
         """
         for pause_s in LAST_TRIES_S if must else ():
-            if self._start(kind, step, state, meta, self._urgent) and self.wait() is None:
+            self._start(kind, step, state, meta, self._urgent, copy)
+            if self.wait() is None:
                 return
             time.sleep(pause_s)
-        self._start(kind, step, state, meta, self._urgent if must else self._patient)
+        self._start(kind, step, state, meta, self._urgent if must else self._patient, copy)
         if must and (problem := self.wait()) is not None:
             raise RunError(
                 f"{self.directory}: a checkpoint could not be written ({reason(problem)}); {self.newest()}; "
                 "make room there and run the same command again"
             ) from problem
 
-    def _start(self, kind: str, step: int, state: State, meta: dict[str, Any], thread: ThreadPoolExecutor) -> bool:
+    def _start(
+        self, kind: str, step: int, state: State, meta: dict[str, Any], thread: ThreadPoolExecutor, copy: bool
+    ) -> None:
         self.wait()  # first, so that no more than one copy of the state is held
         items = {"params": state.params}
         if kind in FULL_KINDS:
             items["opt_state"] = state.opt_state
+        sums = digests(items)
         # The copy keeps the next update from writing into buffers that are still being read.
-        copies, sums = self._copy(items), digests(items)
+        items = self._copy(items) if copy else items
         self._attempts += 1
         saved = self._saved(kind, step)
         facts = {**meta, "step": step, "kind": kind, "saved": round(time.time(), 3)}
         meeting = Meeting(f"cpt/checkpoint/{self._attempts}", WRITING_TIMEOUT_S)
-        self._writing = saved, thread.submit(self._write, saved, copies, sums, facts, meeting)
-        return True
+        self._writing = saved, thread.submit(self._write, saved, items, copy, sums, facts, meeting)
 
     def _write(
-        self, saved: Saved, copies: dict[str, Any], sums: dict[str, Any], facts: dict[str, Any], meeting: Meeting
+        self,
+        saved: Saved,
+        items: dict[str, Any],
+        copied: bool,
+        sums: dict[str, Any],
+        facts: dict[str, Any],
+        meeting: Meeting,
     ) -> Exception | None:
         """Everything that takes time, in a thread of its own; returns what went wrong."""
         problem: Exception | None = None
         try:
-            problem = self._write_together(saved, copies, sums, facts, meeting)
+            problem = self._write_together(saved, items, sums, facts, meeting)
             if here().first:
                 self._tidy(saved, problem)
             meeting.part()
         except Exception as e:  # a process that is gone; whoever waits for this thread must hear of it
             problem = problem or e
         # Orbax holds them in cycles that Python collects some day; the devices need that memory now.
-        for copy in jax.tree.leaves(copies):
+        for copy in jax.tree.leaves(items) if copied else ():
             copy.delete()
         return problem
 
     def _write_together(
-        self, saved: Saved, copies: dict[str, Any], sums: dict[str, Any], facts: dict[str, Any], meeting: Meeting
+        self, saved: Saved, items: dict[str, Any], sums: dict[str, Any], facts: dict[str, Any], meeting: Meeting
     ) -> Exception | None:
         try:
             meta = sealed({**facts, "digests": named(jax.device_get(sums))})
             if here().first:
                 self._before()
             meeting.join()  # Orbax counts its saves, so either all processes call it or none
-            with Writer(saved, meeting, at_least(self.spec.concurrent_gb, copies)) as writer:
-                writer.save(meta, copies)
+            with Writer(saved, meeting, at_least(self.spec.concurrent_gb, items)) as writer:
+                writer.save(meta, items)
         except OthersFailed as e:
             return e
         except Exception as e:  # what its writing threads met, Orbax raises as it is: OSError, ValueError, its own

@@ -25,6 +25,7 @@ from cpt.reports.model_card import model_card
 from cpt.sections import parse, to_dict
 from cpt.training.checkpoint import FULL_KINDS, Checkpoints, DamagedCheckpoint, Saved, restore
 from cpt.training.preservation import checkpoints_of
+from cpt.training.spec import CheckpointSpec
 from cpt.training.state import State
 from cpt.training.workdir import lock, prepare_workdir
 
@@ -77,8 +78,8 @@ def import_model(folder: Path, out: Path, say: Say) -> Path:
         # A checkpoint of parameters only has no optimizer that a run could go on with.
         known = {"model": to_dict(spec), "optimizer": {"kind": None}}
         plan = {"name": folder.resolve().name, "imported": source, "spec": known}
-        saver = Checkpoints(out / "checkpoints")
-        saver.save("grid", 0, State(params, None), {"tokenizer": tokenizer, "imported": source})
+        saver = Checkpoints(out / "checkpoints", CheckpointSpec(concurrent_gb=1))  # whoever imports may have a laptop
+        saver.save("grid", 0, State(params, None), {"tokenizer": tokenizer, "imported": source}, must=True, copy=False)
         saver.close()
         write_atomic(out / "plan.json", json.dumps(plan, indent=1))
     return out / "checkpoints" / "grid" / "0"

@@ -198,3 +198,50 @@ def test_a_model_on_several_devices(tmp_path):
     assert done.returncode == 0 and done.stdout.endswith("4\n"), done.stderr[-2000:]
     before, after = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "out"))
     assert before.keys() == after.keys() and all(np.array_equal(before[k], after[k]) for k in before)
+
+
+def test_an_import_that_cannot_be_saved_is_an_error(tmp_path, monkeypatch):
+    """Not a warning to nobody, and a directory that looks whole."""
+    from cpt.training import checkpoint, storage
+
+    def full(self, meta, items):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage.Writer, "save", full)
+    monkeypatch.setattr(checkpoint, "LAST_TRIES_S", (0.0,))
+    with pytest.raises(RunError, match="No space left"):
+        import_model(folder_of(tmp_path), tmp_path / "run", lambda line: None)
+    assert not (tmp_path / "run" / "plan.json").exists()
+
+
+@pytest.mark.slow
+def test_a_gigabyte_is_imported_in_the_memory_of_a_laptop(tmp_path):
+    """Reading, and the checkpoint at the end: less than 2.2 GB above the parameters, or it would hold them thrice."""
+    spec = dict(hidden_size=1024, intermediate_size=2816, num_hidden_layers=14, vocab_size=32_000)
+    shapes = {
+        "model.embed_tokens.weight": (32_000, 1024),
+        "lm_head.weight": (32_000, 1024),
+        "model.norm.weight": (1024,),
+    }
+    for i in range(14):
+        block = f"model.layers.{i}."
+        shapes |= {f"{block}self_attn.{n}_proj.weight": (1024, 1024) for n in "qkvo"}
+        shapes |= {f"{block}mlp.{n}_proj.weight": (2816, 1024) for n in ("gate", "up")}
+        shapes[f"{block}mlp.down_proj.weight"] = (1024, 2816)
+        shapes |= {f"{block}{n}_layernorm.weight": (1024,) for n in ("input", "post_attention")}
+    folder, rng = tmp_path / "hf", np.random.default_rng(0)
+    folder.mkdir()
+    save_file({k: rng.standard_normal(s, np.float32) for k, s in shapes.items()}, folder / "model.safetensors")
+    config = dict(model_type="llama", num_attention_heads=16, max_position_embeddings=2048, rms_norm_eps=1e-5)
+    (folder / "config.json").write_text(json.dumps(config | spec | {"tie_word_embeddings": False}))
+    measured = (
+        "import resource, subprocess, sys; code = subprocess.run(sys.argv[1:]).returncode; "
+        "print(code, 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    command = [sys.executable, "-m", "cpt.convert", "import", f"--hf={folder}", f"--out={tmp_path / 'run'}"]
+    done = subprocess.run([sys.executable, "-c", measured, *command], cwd=ROOT, capture_output=True, text=True)
+    code, peak = map(int, done.stdout.splitlines()[-1].split())
+    params = sum(4 * np.prod(s) for s in shapes.values())
+    print(f"{params / 1e9:.2f} GB of parameters, peak {(peak - params) / 1e9:.2f} GB above them")
+    assert code == 0 and params > 0.98e9
+    assert peak - params < 2.2e9

@@ -99,3 +99,18 @@ def test_no_copy_of_the_state_outlives_its_save(tmp_path):
         checkpoints.save("rolling", step, state, {}, must=True)
         assert alive() <= before + 1
     checkpoints.close()
+
+
+def test_what_nobody_changes_is_saved_without_a_copy_and_stays(tmp_path, monkeypatch):
+    checkpoints, state = Checkpoints(tmp_path), tree()
+    monkeypatch.setattr(checkpoints, "_copy", lambda items: pytest.fail("copied"))
+    checkpoints.save("grid", 3, state, {}, must=True, copy=False)
+    checkpoints.close()
+    (saved,) = checkpoints.finished(("grid",))
+    restored, _ = restore(
+        saved,
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state),
+        params_only=True,
+    )
+    for now, then in zip(jax.tree.leaves(state.params), jax.tree.leaves(restored.params), strict=True):
+        np.testing.assert_array_equal(now, then)  # `now` raises if it was deleted

@@ -1,4 +1,4 @@
-"""What checkpoints cost a run: stretches of updates that begin with one, in turn with stretches that do not."""
+"""What checkpoints cost a run: the updates while one is written, beside those before the next one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,59 +21,91 @@ from cpt.training.feed import check_data
 from cpt.training.precedence import undisturbed
 from cpt.training.preservation import bytes_of
 
-EVERY = 20  # updates in a stretch
+EVERY = 20  # updates from one checkpoint to the next
+AFTER = 2  # updates that still count as those of a checkpoint, when it is written
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A checkpoint and the updates up to the next one.
+
+    Attributes:
+      blocked_s: until the first update could go on.
+      seconds, work: of each update, by the clock and on the processor; the first has what came before it.
+      during: how many of the first are the checkpoint's. So is the last one: it is waited for before the next
+        checkpoint, and no other one follows it meanwhile.
+    """
+
+    blocked_s: float
+    seconds: list[float]
+    work: list[float]
+    during: int
+
+    def cost(self, of: list[float]) -> float:
+        """What the checkpoint's updates took beyond as many of the others."""
+        return sum(of[: self.during]) + of[-1] - (self.during + 1) * float(np.mean(of[self.during : -1]))
 
 
 def bench_checkpoint(plan: RunPlan, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Seconds of `EVERY` updates with a full checkpoint at their start, and without.
+    """What a full checkpoint every `EVERY` updates adds to their seconds, and to their work.
 
     What the loop does for a checkpoint is done here too: wait for the update in flight, write the ledger, save. What is
     written in the background while the updates go on is in the figure, since it takes their cores.
 
     Args:
       plan: a run; only its first phase is trained.
-      rounds: stretches of each kind; the median is given.
+      rounds: checkpoints; the median is given.
     """
-    plan = shortened(plan, EVERY * (2 * rounds + 1))
+    plan = shortened(plan, EVERY * (rounds + 2))
     data = opened(plan, say)
     mix = check_data(plan, data)
     ledger = Ledger(mix, flops_per_token(plan.spec.model, plan.spec.batch.length), 0)
     updates = Updates(plan, data, mix)
     updates.run(EVERY)  # compiles
-    timed: dict[bool, list[float]] = {True: [], False: []}
-    worked: dict[bool, list[float]] = {True: [], False: []}
-    blocked = []
     with tempfile.TemporaryDirectory() as folder, undisturbed():
         checkpoints = Checkpoints(folder, plan.spec.checkpoints)
-        checkpoints.save("anchor", 0, updates.state, {}, must=True)  # compiles as well
-        for i in range(2 * rounds):
-            saving = i % 2 == 0
-            begun, begun_cpu = time.monotonic(), time.process_time()
-            if saving:
-                (Path(folder) / "ledger.json").write_text(json.dumps(ledger.to_json(), indent=1))
-                checkpoints.save("rolling", updates.step, updates.state, {"ledger": ledger.to_json()})
-                blocked.append(time.monotonic() - begun)
-            updates.run(EVERY)
-            checkpoints.wait()  # as the next save would
-            timed[saving].append(time.monotonic() - begun)
-            worked[saving].append(time.process_time() - begun_cpu)
+
+        def save() -> None:
+            (Path(folder) / "ledger.json").write_text(json.dumps(ledger.to_json(), indent=1))
+            checkpoints.save("rolling", updates.step, updates.state, {"ledger": ledger.to_json()})
+
+        stretch(updates, checkpoints, save)  # compiles as well
+        done = [stretch(updates, checkpoints, save) for _ in range(rounds)]
         checkpoints.close()
         size = bytes_of(checkpoints.finished()[0].path)
-    (saving, plain), (saving_cpu, plain_cpu) = (
-        [float(np.median(t[k])) for k in (True, False)] for t in (timed, worked)
-    )
+    step_s, step_cpu = (float(np.median([t for s in done for t in getattr(s, k)[s.during : -1]])) for k in FIELDS)
+    cost_s, cost_cpu = (float(np.median([s.cost(getattr(s, k)) for s in done])) for k in FIELDS)
     return {
         "config": plan.name,
         "every_steps": EVERY,
         "checkpoint_bytes": size,
-        "step_ms": 1e3 * plain / EVERY,
-        "blocked_ms": 1e3 * float(np.median(blocked)),
-        "cost_ms": 1e3 * (saving - plain),
-        "share": saving / plain - 1,
-        "cpu_ms": 1e3 * (saving_cpu - plain_cpu),
-        "cpu_share": saving_cpu / plain_cpu - 1,
-        "rounds": {"with": timed[True], "without": timed[False]},
+        "step_ms": 1e3 * step_s,
+        "blocked_ms": 1e3 * float(np.median([s.blocked_s for s in done])),
+        "cost_ms": 1e3 * cost_s,
+        "share": cost_s / (EVERY * step_s),
+        "cpu_ms": 1e3 * cost_cpu,
+        "cpu_share": cost_cpu / (EVERY * step_cpu),
+        "rounds": [asdict(s) for s in done],
     }
+
+
+FIELDS = ("seconds", "work")
+
+
+def stretch(updates: Updates, checkpoints: Checkpoints, save: Callable[[], None]) -> Stretch:
+    """Save, and train until the next checkpoint."""
+    at, worked, writing = [time.monotonic()], [time.process_time()], []
+    save()
+    blocked_s = time.monotonic() - at[0]
+    for i in range(EVERY + 1):
+        writing.append(checkpoints.writing)
+        # The result is that of the update before: the first one has to be waited for as in any loop.
+        (updates.one if i < EVERY else updates.last)()
+        if i:
+            at.append(time.monotonic())
+            worked.append(time.process_time())
+    during = min(sum(writing) + AFTER, EVERY // 2)
+    return Stretch(blocked_s, np.diff(at).tolist(), np.diff(worked).tolist(), during)
 
 
 def show(result: dict[str, Any], say: Callable[[str], None]) -> None:

@@ -18,12 +18,12 @@ from functools import cached_property, partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from etils import epath
 
 from cpt.errors import RunError
+from cpt.training import parts
 from cpt.training.agreement import Meeting, OthersFailed
-from cpt.training.digests import DamagedCheckpoint, digests, list_files, named, sealed
+from cpt.training.digests import DamagedCheckpoint, Digests, copied, digests, list_files, sealed
 from cpt.training.faults import is_storage_fault, quiet_writers, reason
 from cpt.training.precedence import in_the_gaps
 from cpt.training.preservation import (
@@ -42,7 +42,7 @@ from cpt.training.processes import here
 from cpt.training.retries import SaveClock
 from cpt.training.spec import CheckpointSpec
 from cpt.training.state import State
-from cpt.training.storage import WRITING_TIMEOUT_S, Writer, at_least, read_meta, restore
+from cpt.training.storage import WRITING_TIMEOUT_S, read_meta, restore, write
 
 LAST_TRIES_S = (1.0, 5.0, 10.0)  # pauses between the tries of a checkpoint that must not be missed
 __all__ = ["FULL_KINDS", "Checkpoints", "DamagedCheckpoint", "Saved", "read_meta", "restore"]
@@ -73,7 +73,6 @@ class Checkpoints:
         self._before = before
         minutes = self.spec.rolling_minutes
         self.clock = SaveClock(None if minutes is None else 60 * minutes)
-        self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
         self._attempts = 0
         self._writing: tuple[Saved, Future[Exception | None]] | None = None
 
@@ -115,9 +114,8 @@ class Checkpoints:
         items = {"params": state.params}
         if kind in FULL_KINDS:
             items["opt_state"] = state.opt_state
-        sums = digests(items)
         # The copy keeps the next update from writing into buffers that are still being read.
-        items = self._copy(items) if copy else items
+        items, sums = copied(items) if copy else (items, digests(items))
         self._attempts += 1
         saved = self._saved(kind, step)
         facts = {**meta, "step": step, "kind": kind, "saved": round(time.time(), 3)}
@@ -129,7 +127,7 @@ class Checkpoints:
         saved: Saved,
         items: dict[str, Any],
         copied: bool,
-        sums: dict[str, Any],
+        sums: Digests,
         facts: dict[str, Any],
         meeting: Meeting,
     ) -> Exception | None:
@@ -148,15 +146,16 @@ class Checkpoints:
         return problem
 
     def _write_together(
-        self, saved: Saved, items: dict[str, Any], sums: dict[str, Any], facts: dict[str, Any], meeting: Meeting
+        self, saved: Saved, items: dict[str, Any], sums: Digests, facts: dict[str, Any], meeting: Meeting
     ) -> Exception | None:
         try:
-            meta = sealed({**facts, "digests": named(jax.device_get(sums))})
+            # Python does one thing at a time, and the next update is to be dispatched first.
+            jax.block_until_ready(items)
+            meta = sealed({**facts, "digests": sums.fetch()})
             if here().first:
                 self._before()
             meeting.join()  # Orbax counts its saves, so either all processes call it or none
-            with Writer(saved, meeting, at_least(self.spec.concurrent_gb, items)) as writer:
-                writer.save(meta, items)
+            write(saved, meeting, meta, items, self.spec.concurrent_gb)
         except OthersFailed as e:
             return e
         except Exception as e:  # what its writing threads met, Orbax raises as it is: OSError, ValueError, its own
@@ -170,7 +169,8 @@ class Checkpoints:
             if problem is not None:
                 clear_unfinished(self.directory)
                 return
-            list_files(saved.path, final=True)
+            if not parts.suits(saved):  # those have their whole listing
+                list_files(saved.path, final=True)
             self._let_go(self._superfluous(self.finished(KINDS)))
         except Exception as e:
             if not (isinstance(e, OSError) or is_storage_fault(e)):
@@ -184,6 +184,11 @@ class Checkpoints:
         except Exception as e:  # they take room, no more; the next save tries again
             if not (isinstance(e, OSError) or is_storage_fault(e)):
                 raise
+
+    @property
+    def writing(self) -> bool:
+        """Whether a checkpoint is being written now."""
+        return self._writing is not None and not self._writing[1].done()
 
     def wait(self) -> Exception | None:
         """Block until the last save ended; returns what went wrong with it, if anything did, and tells it."""

@@ -1,6 +1,6 @@
 """Digests of arrays, of the facts and of the files of a checkpoint: what is read must be what was saved.
 
-Orbax restores a file with a flipped bit silently, so `meta` carries a digest of every array. It is a pair of
+A file with a flipped bit is restored silently, so `meta` carries a digest of every array. It is a pair of
 position-weighted sums modulo 2**32 computed where the array lies: any single flipped bit changes it, and it does not
 depend on the topology. Beside the arrays lies `files.json`: the size of every file, and the sha256 of the small ones,
 so that a file that is missing, cut off or altered is noticed before anything is read.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from cpt.training.preservation import COMMITTED, files_under, is_remote
 LISTING = "files.json"
 # Orbax notes in it when the checkpoint became final: its sum is known only then.
 STAMPED = "_CHECKPOINT_METADATA"
+TOGETHER_BYTES = 1 << 26  # arrays whose digests one program computes
 SMALL_BYTES = 1 << 20  # larger files hold arrays, which have digests of their own
 
 
@@ -47,22 +49,68 @@ def digest(x: jax.Array) -> jax.Array:
     return jnp.stack([jnp.sum(first, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)])
 
 
-_digest = jax.jit(digest)
+_digests = jax.jit(lambda arrays: jnp.stack([digest(x) for x in arrays]))
 
 
-def digests(tree: Any) -> Any:
-    """`digest` of every array, each by a program of its own: in one, all their products would be in memory at once."""
+@dataclass(frozen=True)
+class Digests:
+    """Digests that devices still compute.
+
+    Attributes:
+      names: of arrays, in the order of the rows of `sums`.
+      sums: uint32 arrays of shape [arrays, 2].
+    """
+
+    names: list[str]
+    sums: list[jax.Array]
+
+    def fetch(self) -> dict[str, list[int]]:
+        """`{"params/embed/embedding": [a, b]}`; waits for them."""
+        rows = [pair for sums in jax.device_get(self.sums) for pair in sums.tolist()]
+        return dict(zip(self.names, rows, strict=True))
+
+
+def digests(tree: Any) -> Digests:
+    """`digest` of every array; of small ones several by one program, which costs less to call.
+
+    Not of all: their products would be in memory at once.
+    """
     # CPU devices run programs that do not depend on each other side by side; two processes could then each wait in a
     # sum that the other has not begun.
-    if jax.process_count() > 1 and jax.default_backend() == "cpu":
-        return jax.tree.map(lambda x: jax.block_until_ready(_digest(x)), tree)
-    return jax.tree.map(_digest, tree)
+    one_by_one = jax.process_count() > 1 and jax.default_backend() == "cpu"
+    named = named_leaves(tree)
+    groups: list[list[jax.Array]] = [[]]
+    for leaf in named.values():
+        if groups[-1] and sum(x.nbytes for x in groups[-1]) + leaf.nbytes > TOGETHER_BYTES:
+            groups.append([])
+        groups[-1].append(leaf)
+    sums = []
+    for group in groups if named else ():
+        sums.append(jax.block_until_ready(_digests(group)) if one_by_one else _digests(group))
+    return Digests(list(named), sums)
 
 
-def named(tree: Any) -> dict[str, list[int]]:
-    """`{"params/embed/embedding": [a, b]}` from a tree of digests on the host."""
+@jax.jit
+def _copies(arrays: list[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
+    return [jnp.copy(x) for x in arrays], jnp.stack([digest(x) for x in arrays])
+
+
+_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+
+def copied(tree: Any) -> tuple[Any, Digests]:
+    """A copy of every array, where it lies, and the digests; of a small tree both by one program."""
+    named = named_leaves(tree)
+    if not named or sum(x.nbytes for x in named.values()) > TOGETHER_BYTES:
+        return _copy(tree), digests(tree)
+    copies, sums = _copies(list(named.values()))
+    return jax.tree.unflatten(jax.tree.structure(tree), copies), Digests(list(named), [sums])
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Leaves by their paths, `params/embed/embedding`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): sums.tolist() for path, sums in leaves}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def sealed(meta: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Checkpoints as files, through Orbax: one is written by all processes together and read by each for itself.
+"""Checkpoints as files: one is written by all processes together and read by each for itself.
 
-The only place that imports Orbax. Beside its items (`params`, `opt_state`, `meta`) a checkpoint holds the listing of
+Anchors and the grid are written by Orbax, which nothing else imports; rolling ones, that their run alone reads, by
+`cpt.training.parts`. Beside its items (`params`, `opt_state`, `meta`) a checkpoint holds the listing of
 `cpt.training.digests`; everything that is read is compared with what was saved.
 """
 
@@ -13,14 +14,33 @@ import jax
 import orbax.checkpoint as ocp
 
 from cpt.errors import RunError
+from cpt.training import parts
 from cpt.training.agreement import Meeting, first_news
-from cpt.training.digests import DamagedCheckpoint, check_files, digests, list_files, named, sealed
+from cpt.training.digests import DamagedCheckpoint, check_files, digests, list_files, sealed
 from cpt.training.faults import is_machine_fault, reason
 from cpt.training.preservation import UNFINISHED, Saved
 from cpt.training.spec import CheckpointSpec
 from cpt.training.state import State
 
 WRITING_TIMEOUT_S = 1200.0
+
+
+def write(saved: Saved, meeting: Meeting, meta: dict[str, Any], items: dict[str, Any], concurrent_gb: int) -> None:
+    """Write a checkpoint and wait until it is complete. Every process calls this.
+
+    Args:
+      items: trees of arrays by name.
+      concurrent_gb: at most so much is on its way at a time.
+
+    Raises:
+      OthersFailed: another process could not write its part.
+      Exception: what the disk, or Orbax, raises.
+    """
+    if parts.suits(saved):
+        parts.write(saved, meeting, meta, items)
+        return
+    with Writer(saved, meeting, at_least(concurrent_gb, items)) as writer:
+        writer.save(meta, items)
 
 
 class Writer:
@@ -100,7 +120,7 @@ def restore(
         problem = _explained(saved, e)
     _agree(problem)
     try:
-        sums = named(jax.device_get(digests({k: arrays[k] for k in targets})))
+        sums = digests({k: arrays[k] for k in targets}).fetch()
     except Exception as e:
         raise _explained(saved, e) from e
     for name, pair in sums.items():
@@ -117,8 +137,12 @@ def stored_arrays(saved: Saved, item: str) -> Any:
     """
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     try:
+        if parts.is_one(saved):
+            return parts.tree_of(saved, item)
         tree = ocp.StandardCheckpointHandler().metadata(saved.path / item).tree
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), tree)
+    except DamagedCheckpoint:
+        raise
     except Exception as e:
         raise _explained(saved, e) from e
 
@@ -144,6 +168,8 @@ def read_meta(saved: Saved) -> dict[str, Any]:
 
 def _read(saved: Saved, targets: dict[str, Any], concurrent_gb: int) -> dict[str, Any]:
     """The arrays of this process's devices; no other process takes part."""
+    if parts.is_one(saved):
+        return parts.read(saved, targets)
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(),
         active_processes={jax.process_index()},

@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import shutil
-import struct
 from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
@@ -16,12 +15,12 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from cpt import tensors as tensors_io
 from cpt.errors import ConfigError, RunError
 from cpt.models.convert._base import NUMPY, Tensor
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 READABLE = ("F32", "F16", "BF16")
-CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 class Weights:
@@ -139,28 +138,8 @@ def write_shards(
 
 
 def _write_file(file: Path, tensors: list[tuple[Tensor, Callable[[], np.ndarray]]], dtype: str) -> int:
-    """One safetensors file; returns the bytes of its tensors.
-
-    The library's own `save_file` wants all of a file's tensors at once and copies them; the format is a length, a JSON
-    header padded to 8 bytes, and the numbers one after the other.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # older versions of transformers insist on it
-    at = 0
-    for tensor, _ in tensors:
-        end = at + prod(tensor.stored) * np.dtype(NUMPY[dtype]).itemsize
-        header[tensor.name] = {"dtype": CODES[dtype], "shape": list(tensor.stored), "data_offsets": [at, end]}
-        at = end
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with file.open("wb") as out:
-        out.write(struct.pack("<Q", len(encoded)))
-        out.write(encoded)
-        for _, fetch in tensors:
-            array = fetch()
-            out.write(array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8).data)
-        out.flush()
-        os.fsync(out.fileno())
-    return at
+    stored = [tensors_io.Tensor(t.name, np.dtype(NUMPY[dtype]), t.stored, fetch) for t, fetch in tensors]
+    return tensors_io.write_file(file, stored, {"format": "pt"})  # older versions of transformers insist on it
 
 
 def check_free(folder: Path, overwrite: bool) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cpt.training import checkpoint
 from cpt.training.checkpoint import Checkpoints, DamagedCheckpoint, read_meta, restore
 from cpt.training.digests import digest, sealed
 from cpt.training.spec import CheckpointSpec
@@ -103,7 +104,7 @@ def test_no_copy_of_the_state_outlives_its_save(tmp_path):
 
 def test_what_nobody_changes_is_saved_without_a_copy_and_stays(tmp_path, monkeypatch):
     checkpoints, state = Checkpoints(tmp_path), tree()
-    monkeypatch.setattr(checkpoints, "_copy", lambda items: pytest.fail("copied"))
+    monkeypatch.setattr(checkpoint, "copied", lambda items: pytest.fail("copied"))
     checkpoints.save("grid", 3, state, {}, must=True, copy=False)
     checkpoints.close()
     (saved,) = checkpoints.finished(("grid",))

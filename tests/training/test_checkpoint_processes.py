@@ -12,13 +12,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 PROCESSES, DEVICES, ROWS, WIDTH = 2, 2, 8, 4096
 
 
-def work(directory: str, port: str, index: int) -> None:
+def work(kind: str, directory: str, port: str, index: int) -> None:
     """One process: what it saw, one JSON line per scene."""
     import jax
     import jax.numpy as jnp
@@ -68,33 +69,33 @@ def work(directory: str, port: str, index: int) -> None:
     first = checkpoint.Checkpoints(directory, warn=warned.append)
     assert first.restore_latest(target, print) is None
     for step in (1, 2, 3):
-        first.save("rolling", step, state(step), {})
+        first.save(kind, step, state(step), {})
     first.close()
-    told("saved", finished=[str(s) for s in first.finished()], has=[first.has("rolling", s) for s in (1, 2, 3)])
+    told("saved", finished=[str(s) for s in first.finished()], has=[first.has(kind, s) for s in (1, 2, 3)])
     told("restored", **restored(checkpoint.Checkpoints(directory)))
 
     newest = first.finished()[0].path
     if index == 0:  # in a way that only process 1 can meet: its own rows, and a listing that has nothing to say
-        data = [p for p in (newest / "params" / "ocdbt.process_1" / "d").iterdir()]
-        for path in data:
+        of_both = newest / "arrays" / "00001.safetensors"
+        for path in [of_both] if kind == "rolling" else (newest / "params" / "ocdbt.process_1" / "d").iterdir():
             Path(path).write_bytes(path.read_bytes()[:100])
         list_files(newest, final=True)
     multihost_utils.sync_global_devices("cut off")
     told("one cannot read", **restored(checkpoint.Checkpoints(directory)))
 
     again = checkpoint.Checkpoints(directory, warn=warned.append)
-    again.has("rolling", 1)
+    again.has(kind, 1)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     if index == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
     begun = time.monotonic()
-    again.save("rolling", 4, state(4), {})
+    again.save(kind, 4, state(4), {})
     problem = again.wait()
     took_s = time.monotonic() - begun
     resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    left = [p.name for p in (Path(directory) / "rolling").iterdir()]
+    left = [p.name for p in (Path(directory) / kind).iterdir()]
     told("one cannot write", problem=repr(problem), warned=list(warned), left=sorted(left), took_s=took_s)
-    again.save("rolling", 5, state(5), {}, must=True)
+    again.save(kind, 5, state(5), {}, must=True)
     told("room again", finished=[str(s) for s in again.finished()], **restored(checkpoint.Checkpoints(directory)))
 
     if index == 1:  # a machine that cannot read now says nothing about the files
@@ -110,9 +111,9 @@ def work(directory: str, port: str, index: int) -> None:
     stack.close()
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory) -> dict[str, list[dict]]:
-    """What the processes saw, by scene."""
+@pytest.fixture(scope="module", params=["rolling", "anchor"])
+def scenes(tmp_path_factory, request) -> dict[str, Any]:
+    """What the processes saw, by scene; with checkpoints of our own format and of Orbax."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -124,12 +125,12 @@ def scenes(tmp_path_factory) -> dict[str, list[dict]]:
     }
     started = [
         subprocess.Popen(
-            [sys.executable, __file__, directory, port, str(index)],
+            [sys.executable, __file__, request.param, directory, port, str(index)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=Path(__file__).parents[2],
         )
         for index in range(PROCESSES)
     ]  # fmt: skip
-    out: dict[str, list[dict]] = {}
+    out: dict[str, Any] = {"kind": request.param}
     try:
         for process in started:
             stdout, stderr = process.communicate(timeout=150)
@@ -146,8 +147,10 @@ def scenes(tmp_path_factory) -> dict[str, list[dict]]:
 
 @pytest.mark.slow
 def test_what_two_processes_saved_both_restore(scenes):
+    kind, all_stay = scenes["kind"], scenes["kind"] == "anchor"
     for seen in scenes["saved"]:
-        assert seen["finished"] == ["rolling/3", "rolling/2"] and seen["has"] == [False, True, True]
+        assert seen["finished"] == [f"{kind}/{step}" for step in ([3, 2, 1] if all_stay else [3, 2])]
+        assert seen["has"] == [all_stay, True, True]
     for seen in scenes["restored"]:
         assert seen["step"] == 3 and seen["same"] and not seen["said"]
 
@@ -156,18 +159,20 @@ def test_what_two_processes_saved_both_restore(scenes):
 def test_a_file_that_one_process_cannot_read_makes_both_fall_back(scenes):
     for seen in scenes["one cannot read"]:
         assert seen["step"] == 2 and seen["same"]
-        assert len(seen["said"]) == 1 and "rolling/3 is damaged (" in seen["said"][0]
-    assert "process 1: unreadable" in scenes["one cannot read"][0]["said"][0]
+        assert len(seen["said"]) == 1 and f"{scenes['kind']}/3 is damaged (" in seen["said"][0]
+    why = {"anchor": "process 1: unreadable", "rolling": "arrays/00001.safetensors: "}[scenes["kind"]]
+    assert why in scenes["one cannot read"][0]["said"][0]
 
 
 @pytest.mark.slow
 def test_a_part_that_one_process_cannot_write_fails_for_both_and_soon(scenes):
+    kind = scenes["kind"]
     for seen in scenes["one cannot write"]:
         assert "File too large" in seen["problem"] and seen["took_s"] < 30
-        assert len(seen["warned"]) == 1 and "rolling/4 could not be written (File too large)" in seen["warned"][0]
-        assert seen["left"] == ["2"]
+        assert len(seen["warned"]) == 1 and f"{kind}/4 could not be written (File too large)" in seen["warned"][0]
+        assert seen["left"] == (["1", "2"] if kind == "anchor" else ["2"])
     for seen in scenes["room again"]:
-        assert seen["finished"][0] == "rolling/5" and seen["step"] == 5 and seen["same"]
+        assert seen["finished"][0] == f"{kind}/5" and seen["step"] == 5 and seen["same"]
 
 
 @pytest.mark.slow
@@ -177,4 +182,4 @@ def test_a_fault_of_one_machine_stops_both_and_moves_nothing(scenes):
 
 
 if __name__ == "__main__":
-    work(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    work(*sys.argv[1:4], int(sys.argv[4]))

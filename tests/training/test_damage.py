@@ -27,12 +27,18 @@ def state(seed: int) -> State:
 ABSTRACT = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(1))
 
 
+@pytest.fixture(scope="module", params=["rolling", "anchor"])
+def kind(request) -> str:
+    """Rolling checkpoints have a format of our own, anchors that of Orbax."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def run(tmp_path_factory, kind) -> Path:
     """Two checkpoints; the newest is to be spoiled."""
     checkpoints = Checkpoints(tmp_path_factory.mktemp("damage"))
     for step in (1, 2):
-        checkpoints.save("rolling", step, state(step), {"plan_hash": "x"}, must=True)
+        checkpoints.save(kind, step, state(step), {"plan_hash": "x"}, must=True)
     checkpoints.close()
     return Path(checkpoints.directory)
 
@@ -59,30 +65,30 @@ def spoil(checkpoint: Path, rng: random.Random, how) -> str:
     return str(path.relative_to(checkpoint))
 
 
-def test_forty_damages_are_noticed_and_none_is_trained_on(run, tmp_path):
+def test_forty_damages_are_noticed_and_none_is_trained_on(run, kind, tmp_path):
     rng, hit = random.Random(0), set()
     for case in range(40):
         copy = Path(shutil.copytree(run, tmp_path / str(case)))
         how = (flip, cut_off, delete)[case % 3]
-        where = spoil(copy / "rolling" / "2", rng, how)
+        where = spoil(copy / kind / "2", rng, how)
         hit.add(where.split("/")[0])
         said: list[str] = []
         saved, found, _ = Checkpoints(copy).restore_latest(ABSTRACT, said.append)
         assert saved.step == 1, f"{how.__name__} of {where} was not noticed"
-        assert len(said) == 1 and "rolling/2 is damaged (" in said[0]
+        assert len(said) == 1 and f"{kind}/2 is damaged (" in said[0]
         np.testing.assert_array_equal(found.params["embed"]["kernel"], state(1).params["embed"]["kernel"])
-        assert (copy / "damaged" / "rolling-2").is_dir()
+        assert (copy / "damaged" / f"{kind}-2").is_dir()
         shutil.rmtree(copy)
-    assert {"params", "opt_state"} <= hit
+    assert hit >= ({"arrays", "meta"} if kind == "rolling" else {"params", "opt_state"})
 
 
-def test_digests_alone_notice_what_the_listing_does_not_hold(run, tmp_path):
+def test_digests_alone_notice_what_the_listing_does_not_hold(run, kind, tmp_path):
     """A listing that was made anew after the damage, as after bad memory: flips in the arrays are still noticed."""
     rng, noticed = random.Random(1), 0
     for case in range(8):
         copy = directory_of(shutil.copytree(run, tmp_path / str(case)))
-        newest = copy / "rolling" / "2"
-        data = [p for p in Path(newest).rglob("*") if p.is_file() and p.parent.name == "d" and p.stat().st_size > 9000]
+        newest = copy / kind / "2"
+        data = [p for p in Path(newest).rglob("*") if p.parent.name in ("d", "arrays") and p.stat().st_size > 9000]
         flip(rng.choice(data), rng)
         list_files(newest, final=True)
         saved, _, _ = Checkpoints(copy).restore_latest(ABSTRACT, lambda line: None)
@@ -90,9 +96,12 @@ def test_digests_alone_notice_what_the_listing_does_not_hold(run, tmp_path):
     assert noticed == 8
 
 
-def test_a_process_killed_right_after_the_rename_left_a_sound_checkpoint(run, tmp_path):
+def test_a_process_killed_right_after_the_rename_left_a_sound_checkpoint(tmp_path):
     """The listing made before Orbax stamped its own file leaves that file's sum open; the one after has it."""
-    copy = directory_of(shutil.copytree(run / "rolling" / "2", tmp_path / "2"))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save("anchor", 2, state(2), {}, must=True)
+    checkpoints.close()
+    copy = directory_of(tmp_path / "anchor" / "2")
     list_files(copy, final=False)
     check_files(copy)
     flip(Path(copy) / "_CHECKPOINT_METADATA", random.Random(0))

@@ -59,17 +59,17 @@ def uncut(root):
 @pytest.fixture
 def full(monkeypatch):
     """A disk that takes no checkpoint of the steps in `full`."""
-    save, steps = checkpoint.Writer.save, set()
+    write, steps = checkpoint.write, set()
 
-    def no_room(self, meta, items):
-        if self.saved.step in steps:
-            half = self.saved.path.parent / f"{self.saved.path.name}.orbax-checkpoint-tmp"
+    def no_room(saved, *rest):
+        if saved.step in steps:
+            half = saved.path.parent / f"{saved.path.name}.orbax-checkpoint-tmp"
             half.mkdir(parents=True)
             (half / "part").write_text("half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(self, meta, items)
+        write(saved, *rest)
 
-    monkeypatch.setattr(checkpoint.Writer, "save", no_room)
+    monkeypatch.setattr(checkpoint, "write", no_room)
     monkeypatch.setattr(checkpoint, "LAST_TRIES_S", (0.0, 0.0))
     return steps
 

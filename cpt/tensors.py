@@ -67,11 +67,24 @@ class Place:
     dtype: np.dtype
     shape: tuple[int, ...]
 
-    def map(self) -> np.ndarray:
-        """Its numbers, read when they are looked at; without a copy, so only as long as the file stays."""
-        if not prod(self.shape):
-            return np.zeros(self.shape, self.dtype)
-        return np.memmap(self.file, self.dtype, "r", self.offset, self.shape or (1,)).reshape(self.shape)
+    def rows(self, begin: int, end: int) -> np.ndarray:
+        """Those of its first dimension, from `begin` to `end`, read into memory of their own.
+
+        Not mapped: where the disk fails under a map, the process is killed.
+
+        Raises:
+          ValueError: the file ends before them.
+          OSError: it cannot be read.
+        """
+        out = np.empty((end - begin, *self.shape[1:]), self.dtype)
+        view, at = memoryview(out.reshape(-1).view(np.uint8)), begin * prod(self.shape[1:]) * self.dtype.itemsize
+        with self.file.open("rb", buffering=0) as raw:
+            raw.seek(self.offset + at)
+            while view:
+                if not (got := raw.readinto(view)):
+                    raise ValueError(f"{self.file}: ends before its numbers do")
+                view = view[got:]
+        return out
 
 
 def write_file(file: Path, tensors: Sequence[Tensor], metadata: Mapping[str, str] | None = None) -> int:
@@ -114,7 +127,7 @@ class Output:
         if not hasattr(_of_thread, "buffer"):  # new memory costs more than writing to it
             _of_thread.buffer = mmap.mmap(-1, PIECE)  # begins at a page, as such writing needs
         self._buffer = _of_thread.buffer
-        self._filled, self._length = 0, 0
+        self._filled = 0
 
     def __enter__(self) -> Output:
         return self
@@ -127,12 +140,17 @@ class Output:
             self._filled += taken
             data = data[taken:]
             if self._filled == PIECE:
-                self._flush()
+                self._put(0, PIECE)
+                self._filled = 0
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         try:
             if error is None:
-                self._flush()
+                whole = self._filled // BLOCK * BLOCK if self._direct else 0
+                self._put(0, whole)
+                if self._direct and whole < self._filled:  # what is left is no whole block
+                    self._direct = self._set_direct(False)
+                self._put(whole, self._filled)
                 os.fsync(self._fd)
         finally:
             os.close(self._fd)
@@ -146,22 +164,16 @@ class Output:
             return False
         return on
 
-    def _flush(self) -> None:
-        """Write what the buffer holds; only the last piece is no whole number of blocks, and is cut after it."""
-        self._length += self._filled
-        size = -(-self._filled // BLOCK) * BLOCK if self._direct else self._filled
+    def _put(self, begin: int, end: int) -> None:
+        """Write what the buffer holds there."""
         with memoryview(self._buffer) as buffer:
-            done = 0
-            while done < size:
+            while begin < end:
                 try:
-                    done += os.write(self._fd, buffer[done:size])  # a disk that is nearly full takes a part
+                    begin += os.write(self._fd, buffer[begin:end])  # a disk that is nearly full takes a part
                 except OSError as e:
                     if not (self._direct and e.errno == errno.EINVAL):  # it promised more than it can
                         raise
-                    self._direct, size = self._set_direct(False), self._filled
-        if size > self._filled:
-            os.ftruncate(self._fd, self._length)
-        self._filled = 0
+                    self._direct = self._set_direct(False)
 
 
 def places(file: Path) -> dict[str, Place]:
@@ -179,12 +191,15 @@ def places(file: Path) -> dict[str, Place]:
         try:
             header = json.loads(raw.read(length))
             header.pop("__metadata__", None)
-            found = {}
+            found, ends = {}, []
             for name, facts in header.items():
                 (begin, end), shape = facts["data_offsets"], tuple(facts["shape"])
+                ends.append(end)
                 found[name] = place = Place(file, 8 + length + begin, DTYPES[facts["dtype"]], shape)
                 if not 0 <= begin <= end <= size - 8 - length or end - begin != prod(shape) * place.dtype.itemsize:
                     raise ValueError(f"tensor {name} does not lie in it as its header says")
+            if max(ends, default=0) != size - 8 - length:
+                raise ValueError("it does not end where its numbers do")
         except (KeyError, TypeError, AttributeError) as e:
             raise ValueError(f"its header is not understood ({e})") from e
     return found

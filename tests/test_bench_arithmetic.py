@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpt.bench import growth
+from cpt.bench.checkpoint import Stretch
 from cpt.bench.contention import TICK, Others, busy_s
 from cpt.bench.evaluation import dense_figures
 from cpt.bench.facts import stated_peak
@@ -285,8 +286,16 @@ def test_a_round_compares_each_turn_with_the_one_beside_it():
     trainer = [steps(1.1, 1.1, 1.1), steps(2.2, 2.2, 2.2), steps(2.2, 2.2, 2.2, 9.0, contended=(3,))]
     bare = [steps(1, 1, 1), steps(2, 2, 2), steps(2, 2, 9.0, 2, contended=(2,))]
     assert Round({"trainer": trainer, "bare": bare}, 0.0, {}).ratio("bare") == pytest.approx(1.1)
-    disturbed = Round({"trainer": [steps(3, 1, 1, contended=(0,))], "bare": [steps(1, 1, 1)]}, 0.0, {})
-    assert disturbed.ratio("bare") == 1.0  # too few were quiet: all are counted, and the median is of those
+    disturbed = Round({"trainer": [steps(4, 1, 1, contended=(0,))], "bare": [steps(1, 1, 1)]}, 0.0, {})
+    assert disturbed.ratio("bare") == 2.0  # too few were quiet: all are counted
+    now_and_then = Round({"trainer": [steps(*[1.0] * 9, 3.0)], "bare": [steps(*[1.0] * 10)]}, 0.0, {})
+    assert now_and_then.ratio("bare") == pytest.approx(1.2)  # what is done once in ten updates counts
+
+
+def test_a_checkpoint_costs_what_its_updates_took_beyond_the_others():
+    """The last update of a stretch is its as well: it ends sooner, for nothing follows it meanwhile."""
+    quiet, during = [1.0] * 12, [1.5, 1.25, 1.0, 1.0]
+    assert Stretch(0.1, [*during, *quiet, 0.75], [], 4).cost([*during, *quiet, 0.75]) == pytest.approx(0.5)
 
 
 def test_too_few_steady_steps_are_all_counted():

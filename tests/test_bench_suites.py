@@ -17,7 +17,9 @@ from cpt.bench import gpu, gpu_parts, growth, growth_data, growth_model
 from cpt.bench.evaluation import bench_evaluation
 from cpt.bench.peers import environment, suite
 from cpt.bench.peers.talking import Peer
-from cpt.bench.step import bench_step
+from cpt.bench.stamps import KIND
+from cpt.bench.step import Loop, bench_step, timed_round
+from cpt.bench.updates import opened, shortened
 from cpt.errors import ConfigError, RunError
 from cpt.models.spec import flops_per_token
 from cpt.training.accounting import BUCKETS
@@ -55,6 +57,26 @@ def test_the_trainer_is_timed_beside_its_own_update_and_a_plain_loop(toy_plan):
     assert set(said["buckets"]) == set(BUCKETS)
     assert sum(said["buckets"].values()) == pytest.approx(wall, rel=0.005)
     assert min(said["buckets"][k] for k in ("compile", "data", "step", "log", "checkpoint")) > 0
+
+
+@pytest.mark.slow
+def test_no_turn_of_others_is_in_a_step_of_the_trainer(toy_plan):
+    """Whose turns take far longer here than any update, and not in its account either."""
+    plan = shortened(toy_plan, 40, (KIND,))
+    calls = []
+
+    def slow(batch):
+        calls.append(batch)
+        time.sleep(0.5)
+        return 1
+
+    done = timed_round(plan, opened(plan, quiet), {"bare": Loop(slow, lambda: 1)}, 5, 3, 11, [{}] * 5)
+    assert len(calls) == 15 and [len(t) for t in done.turns["bare"]] == [4, 4, 4]
+    assert [len(t) for t in done.turns["trainer"]] == [3, 3, 3]
+    assert max(s.seconds for turn in done.turns["trainer"] for s in turn) < 0.45
+    assert min(s.seconds for turn in done.turns["bare"] for s in turn[:-1]) >= 0.5
+    wall = done.buckets.pop("wall")
+    assert sum(done.buckets.values()) == pytest.approx(wall, rel=0.005)
 
 
 @pytest.mark.slow

@@ -21,8 +21,9 @@ from cpt.training.feed import check_data
 from cpt.training.precedence import undisturbed
 from cpt.training.preservation import bytes_of
 
-EVERY = 20  # updates from one checkpoint to the next
+EVERY = 20  # updates from one checkpoint to the next, at least
 AFTER = 2  # updates that still count as those of a checkpoint, when it is written
+QUIET = 10  # updates that follow those, to compare with
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Stretch:
     during: int
 
     def cost(self, of: list[float]) -> float:
-        """What the checkpoint's updates took beyond as many of the others."""
+        """What the checkpoint's updates took beyond as many of the others, between which nothing was written."""
         return sum(of[: self.during]) + of[-1] - (self.during + 1) * float(np.mean(of[self.during : -1]))
 
 
@@ -56,7 +57,7 @@ def bench_checkpoint(plan: RunPlan, rounds: int, say: Callable[[str], None]) -> 
       plan: a run; only its first phase is trained.
       rounds: checkpoints; the median is given.
     """
-    plan = shortened(plan, EVERY * (rounds + 2))
+    plan = shortened(plan, 10**6)
     data = opened(plan, say)
     mix = check_data(plan, data)
     ledger = Ledger(mix, flops_per_token(plan.spec.model, plan.spec.batch.length), 0)
@@ -94,17 +95,18 @@ FIELDS = ("seconds", "work")
 
 def stretch(updates: Updates, checkpoints: Checkpoints, save: Callable[[], None]) -> Stretch:
     """Save, and train until the next checkpoint."""
-    at, worked, writing = [time.monotonic()], [time.process_time()], []
+    at, worked = [time.monotonic()], [time.process_time()]
     save()
     blocked_s = time.monotonic() - at[0]
-    for i in range(EVERY + 1):
-        writing.append(checkpoints.writing)
-        # The result is that of the update before: the first one has to be waited for as in any loop.
-        (updates.one if i < EVERY else updates.last)()
-        if i:
+    during, over = 0, False
+    while not over:
+        if checkpoints.writing:
+            during = len(at) + AFTER
+        over = len(at) > max(EVERY, during + QUIET)
+        # The result is that of the update before, which makes the last one one that nothing follows.
+        if (updates.last() if over else updates.one()) is not None:
             at.append(time.monotonic())
             worked.append(time.process_time())
-    during = min(sum(writing) + AFTER, EVERY // 2)
     return Stretch(blocked_s, np.diff(at).tolist(), np.diff(worked).tolist(), during)
 
 

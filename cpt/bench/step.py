@@ -26,7 +26,7 @@ from cpt.bench.facts import matmul_rate, peak_memory, stated_peak
 from cpt.bench.stamps import KIND, calling, read
 from cpt.bench.timing import FEWEST_QUIET, Step, figures, rates
 from cpt.bench.updates import Updates, opened, shortened
-from cpt.data.loader import READ_AHEAD
+from cpt.data.loader import read_ahead
 from cpt.models import base
 from cpt.models.spec import flops_per_token
 from cpt.objectives.linear_cross_entropy import linear_cross_entropy
@@ -38,7 +38,7 @@ from cpt.training.loop import train
 from cpt.training.workdir import claim, prepare_workdir
 
 WARM_UP = 5  # updates at the start of each round that are not looked at (compilation, caches)
-STRETCH = 10  # updates in a turn that are looked at
+STRETCH = 20  # updates in a turn that are looked at
 LEAD_IN = 2  # and those before them, until the next update is always on its way again
 
 
@@ -57,7 +57,7 @@ class Loop:
 
 @dataclass
 class Round:
-    """What a round showed.
+    """What a run of the trainer showed.
 
     Attributes:
       turns: by loop, the steps of each of its turns.
@@ -70,24 +70,35 @@ class Round:
     buckets: dict[str, float]
 
     def ratio(self, name: str) -> float:
-        """Median over the turns of the trainer's median step over that of another loop."""
+        """Median over the turns of the time of the trainer's over that of another loop's.
+
+        Of a turn the mean counts: what is done once in several updates (batches are read and rows written several at a
+        time) is in no single one.
+        """
         pairs = zip(self.turns["trainer"], self.turns[name], strict=True)
-        return float(np.median([_median(mine) / _median(other) for mine, other in pairs]))
+        return float(np.median([_mean(mine) / _mean(other) for mine, other in pairs]))
 
 
 def bench_step(plan: RunPlan, steps: int, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Median step time of the trainer, of the bare update and of the plain loop.
+    """Step time of the trainer, of the bare update and of the plain loop.
+
+    The trainer trains once alone, which shows what it waits for data, its buckets and its memory, and then in turn with
+    the others. In the turns of others its loader may go on with what it is reading. Points for TensorBoard are written
+    twice a minute, which is in no turn.
 
     Args:
       plan: a run; only its first phase is trained, without evaluations and checkpoints.
       steps: updates per round and loop.
-      rounds: runs of the trainer; the ratio is the median over the turns of each.
+      rounds: runs of the trainer with others; the ratio is the median over the turns of each.
     """
     turn = min(STRETCH, steps)
     turns = max(steps // turn, 1)
-    # What is read ahead is in no figure: at the end of a run nothing is read any more.
-    plan = shortened(plan, WARM_UP + turns * (LEAD_IN + turn) + READ_AHEAD[1], (KIND,))
+    # What is read ahead is in no figure: it was read while others compiled, and at the end of a run nothing is read.
+    ahead = read_ahead(plan)
+    plan = shortened(plan, 2 * ahead + WARM_UP + turns * (LEAD_IN + turn), (KIND,))
     data = opened(plan, say)
+    alone = timed_round(plan, data, {}, LEAD_IN + turn, turns, ahead + WARM_UP)
+    peak_bytes = peak_memory()
     batches = host_batches(plan, data, check_data(plan, data))
     batches = [batches[t] for t in range(LEAD_IN + turn)]
     loops = {"bare": bare_loop(plan, data), "plain": plain_loop(plan)}
@@ -95,7 +106,7 @@ def bench_step(plan: RunPlan, steps: int, rounds: int, say: Callable[[str], None
     for i in range(rounds):
         for loop in loops.values():  # compiles, or warms the caches again
             timed_turn(loop, batches)
-        done.append(timed_round(plan, data, loops, batches, turns))
+        done.append(timed_round(plan, data, loops, LEAD_IN + turn, turns, ahead + WARM_UP, batches))
         matmuls.append(matmul_rate(plan.spec.model.compute_dtype))
         said = ", ".join(f"trainer/{name} {done[-1].ratio(name):.3f}" for name in loops)
         say(f"round {i + 1}/{rounds}: {said}")
@@ -117,34 +128,43 @@ def bench_step(plan: RunPlan, steps: int, rounds: int, say: Callable[[str], None
         "stated_peak_gflops_per_second": peak and peak / 1e9,
         "ratio": {name: float(np.median(of)) for name, of in ratios.items()},
         "ratios": ratios,
-        "data_stall": float(np.median([r.stall for r in done])),
-        "buckets": done[-1].buckets,
-        "peak_memory_bytes": peak_memory(),
+        "data_stall": alone.stall,
+        "buckets": alone.buckets,
+        "peak_memory_bytes": peak_bytes,
         **loops_said,
     }
 
 
-def _median(steps: list[Step]) -> float:
+def _mean(steps: list[Step]) -> float:
     quiet = [s.seconds for s in steps if not s.contended]
-    return float(np.median(quiet if len(quiet) >= FEWEST_QUIET else [s.seconds for s in steps]))
+    return float(np.mean(quiet if len(quiet) >= FEWEST_QUIET else [s.seconds for s in steps]))
 
 
 def timed_round(
-    plan: RunPlan, data: Data, loops: dict[str, Loop], batches: list[dict[str, np.ndarray]], turns: int
+    plan: RunPlan,
+    data: Data,
+    loops: dict[str, Loop],
+    length: int,
+    turns: int,
+    first: int,
+    batches: list[dict[str, np.ndarray]] | None = None,
 ) -> Round:
     """One run of the trainer, from its own metrics (wall time between results, host work included), with pauses in
-    which the other loops take their turns.
+    which other loops take their turns.
 
     Args:
-      batches: of a turn of the others; the first `LEAD_IN` are not looked at.
+      loops: the others; none for a run without pauses.
+      length: of a turn, in updates; the first `LEAD_IN` are not looked at.
       turns: of each.
+      first: update after which they begin.
+      batches: of a turn of the others.
     """
-    length, stood_s = len(batches), 0.0
+    stood_s = 0.0
     spans: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in loops}
 
     def others_take_their_turn(update: int) -> None:
         nonlocal stood_s
-        if (update - WARM_UP) % length or not 0 <= (update - WARM_UP) // length < turns:
+        if not loops or (update - first) % length or not 0 <= (update - first) // length < turns:
             return
         began = time.monotonic()
         for name in list(loops)[:: 1 if len(spans["bare"]) % 2 == 0 else -1]:
@@ -161,8 +181,7 @@ def timed_round(
             buckets = account.seconds() | {"wall": time.perf_counter() - began - stood_s}
         rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         at = read(workdir)
-    first = WARM_UP + LEAD_IN
-    mine = [rows[first + i * length :][: length - LEAD_IN] for i in range(turns)]
+    mine = [rows[first + i * length :][LEAD_IN:length] for i in range(turns)]
     spans["trainer"] = [[(at[r["step"]] - r["step_s"], at[r["step"]]) for r in turn] for turn in mine]
     steps = {
         name: [[Step(end - begin, others.share(begin, end)) for begin, end in turn] for turn in all_turns]
@@ -214,10 +233,10 @@ def plain_loop(plan: RunPlan) -> Loop:
             params, opt_state, value = step(now["params"], now["opt_state"], batch["tokens_BxL"], batch["targets_BxL"])
         before = now["before"]
         now.update(params=params, opt_state=opt_state, before=value)
-        return None if before is None else float(before)  # one step late, as any careful loop does
+        return None if before is None else float(jax.device_get(before))  # one step late, as any careful loop does
 
     def last() -> float:
         before, now["before"] = now["before"], None
-        return float(before)
+        return float(jax.device_get(before))
 
     return Loop(one, last)

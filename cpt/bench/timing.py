@@ -35,12 +35,12 @@ class Step:
 
 
 def steady_from(seconds: Sequence[float], at_most: int = STEADY_AT_MOST) -> int:
-    """Index of the first step to be counted: behind the first three in a row within 2 % of each other.
+    """Index of the first step to be counted: behind the first three in a row within 2 % of each other, before the last.
 
     Args:
       at_most: a machine that never gets there is taken as it is after so many steps, if that leaves half of them.
     """
-    for i in range(STEADY_STEPS, min(len(seconds), at_most) + 1):
+    for i in range(STEADY_STEPS, min(len(seconds) - 1, at_most) + 1):
         window = seconds[i - STEADY_STEPS : i]
         if max(window) <= (1 + STEADY_WITHIN) * min(window):
             return i

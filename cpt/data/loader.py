@@ -14,6 +14,7 @@ import numpy as np
 from cpt.data.mix import MixPlan
 from cpt.data.store import TokenStore
 from cpt.errors import DataError
+from cpt.plan import RunPlan
 
 
 class Batches:
@@ -104,17 +105,24 @@ class Reads:
         return out
 
 
+def read_ahead(plan: RunPlan) -> int:
+    """How many batches are read ahead: 64 MB of them, at least 4 and at most 64.
+
+    A pause of the disk is waited out if it is shorter than the updates that take, and of small batches, whose updates
+    are short, there are more.
+    """
+    batch = 12 * plan.spec.batch.length * plan.spec.batch.sequences  # ids, targets and weights of 4 bytes
+    return min(max(READ_AHEAD_BYTES // batch, READ_AHEAD[0]), READ_AHEAD[1])
+
+
 def start_at(
     batches: Batches, step: int, prefetch: int | None = None, stop: int | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches from `step` to `stop` (the end of the plan), `prefetch` of them read ahead by threads.
+    """The batches from `step` to `stop` (the end of the plan), `prefetch` (`read_ahead`) of them read ahead by threads.
 
-    None reads 64 MB ahead, at least 4 batches and at most 64. A pause of the disk is waited out if it is shorter than
-    the updates that take, and of small batches, whose updates are short, there are more.
+    Besides those, what is left of the read before is held: a quarter of them at most.
     """
-    if prefetch is None:
-        row = 12 * batches.length * batches.mix.plan.spec.batch.sequences  # ids, targets and weights of 4 bytes
-        prefetch = min(max(READ_AHEAD_BYTES // row, READ_AHEAD[0]), READ_AHEAD[1])
+    prefetch = read_ahead(batches.mix.plan) if prefetch is None else prefetch
     size = max(1, prefetch // READS)
     end = len(batches) if stop is None else min(stop, len(batches))
     reads = grain.MapDataset.source(Reads(batches, step, end, size))

@@ -48,13 +48,14 @@ class Meeting:
         if self._alone:
             return
         self._wait()
-        if reasons := _client().key_value_dir_get(f"{self.name}/failed/"):
+        # Of this stage only: who failed on the way to the next one waits there, and everybody has to come.
+        if reasons := _client().key_value_dir_get(f"{self.name}/failed/{self._stage}/"):
             raise OthersFailed(reasons[0][1])
 
     def give_up(self, reason: str) -> None:
         """Tell the others, at the meeting that they are waiting at, that this process failed."""
         if not self._alone:
-            _client().key_value_set(f"{self.name}/failed/{jax.process_index()}", reason)
+            _client().key_value_set(f"{self.name}/failed/{self._stage + 1}/{jax.process_index()}", reason)
             self._wait()
 
     def part(self) -> None:

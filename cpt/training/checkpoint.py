@@ -4,8 +4,8 @@
     checkpoints/rolling/<step>   params, opt_state, meta     the newest few
     checkpoints/grid/<step>      params, meta                kept, for evaluation later
 
-Anchors and the grid have the format of Orbax, for whoever comes after the run; a rolling one, of which there are many and
-which is gone soon, has one that costs a tenth (`cpt.training.parts`).
+Anchors and the grid have the format of Orbax, for whoever comes after the run; a rolling one, of which there are many
+and which is gone soon, has one that costs a tenth (`cpt.training.parts`).
 
 A checkpoint that cannot be written (a full disk, a quota, storage that is away) costs nothing but itself: training goes
 on, what was saved before stays, and the next one is tried after a while. One that cannot be read is passed over for the

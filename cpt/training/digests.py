@@ -75,9 +75,6 @@ def digests(tree: Any) -> Digests:
 
     Not of all: their products would be in memory at once.
     """
-    # CPU devices run programs that do not depend on each other side by side; two processes could then each wait in a
-    # sum that the other has not begun.
-    one_by_one = jax.process_count() > 1 and jax.default_backend() == "cpu"
     named = named_leaves(tree)
     groups: list[list[jax.Array]] = [[]]
     for leaf in named.values():
@@ -86,7 +83,7 @@ def digests(tree: Any) -> Digests:
         groups[-1].append(leaf)
     sums = []
     for group in groups if named else ():
-        sums.append(jax.block_until_ready(_digests(group)) if one_by_one else _digests(group))
+        sums.append(_in_turn(_digests(group)))
     return Digests(list(named), sums)
 
 
@@ -103,8 +100,17 @@ def copied(tree: Any) -> tuple[Any, Digests]:
     named = named_leaves(tree)
     if not named or sum(x.nbytes for x in named.values()) > TOGETHER_BYTES:
         return _copy(tree), digests(tree)
-    copies, sums = _copies(list(named.values()))
+    copies, sums = _in_turn(_copies(list(named.values())))
     return jax.tree.unflatten(jax.tree.structure(tree), copies), Digests(list(named), [sums])
+
+
+def _in_turn(out: Any) -> Any:
+    """`out`; waited for where several processes compute on CPU.
+
+    CPU devices run programs that do not depend on each other side by side; two processes could then each wait in a sum
+    that the other has not begun.
+    """
+    return jax.block_until_ready(out) if jax.process_count() > 1 and jax.default_backend() == "cpu" else out
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

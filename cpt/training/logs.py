@@ -17,35 +17,35 @@ from cpt.evaluators.rows import plain, write_atomic
 
 
 class JsonLines:
-    """One row per line, handed to the operating system, so that a killed process loses nothing of what was.
+    """One row per line. What was handed to the operating system survives whatever kills the process.
 
     Args:
       path: the file; rows are added to what is there.
-      every_s: rows wait so long for others; 0 for not at all. Between two updates of a small model, a row written by
-        itself costs several times what it costs among others.
+      every_s: a row that comes sooner after the last writing waits for a later one, or for `flush`; 0 for none. Between
+        two updates of a small model, a row written by itself costs several times what it costs among others.
     """
 
     def __init__(self, path: Path, every_s: float = 0.0):
         self.path = path
         self._file = path.open("ab", buffering=0)
         self._every_s, self._written = every_s, time.monotonic()
-        self._waiting: list[Mapping[str, Any]] = []
+        self._rows: list[Mapping[str, Any]] = []
+        self._text = b""  # of rows that could not be written yet
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Raises OSError if the file cannot be written."""
-        self._waiting.append(row)
+        self._rows.append(row)
         if time.monotonic() - self._written >= self._every_s:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits. Raises OSError if the file cannot be written."""
-        rows, self._waiting = self._waiting, []
+        """Write what waits. Raises OSError if the file cannot be written; what is left is tried again the next time."""
+        rows, self._rows = self._rows, []
         self._written = time.monotonic()
-        if rows:
-            # JSON has no NaN: a row that held one could not be read by anything else.
-            text = "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows).encode()
-            while text:  # a disk that is nearly full takes a part
-                text = text[self._file.write(text) :]
+        # JSON has no NaN: a row that held one could not be read by anything else.
+        self._text += "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows).encode()
+        while self._text:  # a disk that is nearly full takes a part
+            self._text = self._text[self._file.write(self._text) :]
 
     def close(self) -> None:
         try:
@@ -79,15 +79,16 @@ class Board:
         """One point of the curve `name`. Raises OSError if the file cannot be written."""
         if step not in self._waiting:
             if time.monotonic() - self._flushed > self._flush_s:
-                self._flush()
+                self.flush()
             self._waiting[step] = time.time(), []
         self._waiting[step][1].append(Summary.Value(tag=name, simple_value=value))
 
     def close(self) -> None:
-        self._flush()
+        self.flush()
         self._events.close()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what waits. Raises OSError if the file cannot be written."""
         waiting, self._waiting = self._waiting, {}
         self._flushed = time.monotonic()
         for step, (at, values) in waiting.items():

@@ -91,7 +91,7 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console, account: A
                 inherit(run_at(spec.init.from_run), workdir, plan, start)
             claim(workdir, plan, start)
         recorder = Recorder(workdir, plan, ledger, evaluation, start, progress, guard, account)
-    snapshots = Snapshots(plan, evaluation, recorder)
+    snapshots = Snapshots(plan, evaluation, recorder, start)
     rest = read_batches(plan, data, ledger, workdir, recorder.losses_at, start, rows)
 
     @account.to("checkpoint")

@@ -12,6 +12,7 @@ are written by all processes together, and read onto any other devices.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from etils import epath
 
 from cpt.tensors import Place, Tensor, places, write_file
 from cpt.training.agreement import Meeting
-from cpt.training.digests import DamagedCheckpoint, list_files, named_leaves
+from cpt.training.digests import LISTING, DamagedCheckpoint, list_files, named_leaves
 from cpt.training.preservation import UNFINISHED, Saved, is_remote, remove
 from cpt.training.processes import here
 
@@ -66,10 +67,22 @@ def write(saved: Saved, meeting: Meeting, meta: dict[str, Any], items: dict[str,
     if here().first:
         (beside / META / "metadata").write_text(json.dumps(meta))
         list_files(epath.Path(beside), final=True)
+        # All of it lies on the disk before it gets its name: after a power cut there may be no older one left.
+        for path in (beside / META / "metadata", beside / LISTING, beside / FOLDER, beside / META, beside):
+            _sync(path)
         if target.exists():
             remove(saved)
         beside.rename(target)
+        _sync(target.parent)
     meeting.join()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _held(items: dict[str, Any]) -> Any:
@@ -130,7 +143,8 @@ class Stored:
             if all(a < b for a, b in both):
                 there = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(both, bounds, strict=True))
                 out_at = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(both, wanted, strict=True))
-                out[out_at] = place.map()[there]
+                rows = place.rows(there[0].start, there[0].stop) if there else place.rows(0, 1)
+                out[out_at] = rows[(slice(None), *there[1:])] if there else rows[0]
         return out
 
 
@@ -164,11 +178,12 @@ def _parsed(tensor: str, shape: tuple[int, ...]) -> tuple[str, Bounds]:
     return part[1], bounds
 
 
-def read(saved: Saved, targets: dict[str, Any]) -> dict[str, Any]:
+def read(saved: Saved, targets: dict[str, Any], most_bytes: int = 2**30) -> dict[str, Any]:
     """The arrays of some items on the devices of this process; no other process takes part.
 
     Args:
       targets: `ShapeDtypeStruct`s with shardings, by item.
+      most_bytes: of arrays, are on their way to the devices at a time, or one array if it is larger.
 
     Raises:
       DamagedCheckpoint: a file is not whole, or an array is missing or not what is wanted.
@@ -186,7 +201,13 @@ def read(saved: Saved, targets: dict[str, Any]) -> dict[str, Any]:
                 is_there = f"{there[name].dtype}{list(there[name].shape)}"
                 raise DamagedCheckpoint(f"{name}: {is_there}, and {leaf.dtype}{list(leaf.shape)} is wanted")
             there[name].check()
-        leaves = [_put(leaf, there[name].read) for name, leaf in wanted.items()]
+        leaves, under_way = [], 0
+        for name, leaf in wanted.items():
+            leaves.append(_put(leaf, there[name].read))
+            under_way += leaf.size * leaf.dtype.itemsize
+            if under_way > most_bytes:
+                jax.block_until_ready(leaves)
+                under_way = 0
         out[item] = jax.tree.unflatten(jax.tree.structure(target), leaves)
     return out
 

@@ -140,6 +140,7 @@ class Recorder:
         """Wait for everything dispatched and write it."""
         while self._pending:
             self._write_next()
+        self.metrics.flush()
 
     def losses_at(self, step: int) -> dict[str, float]:
         """Loss of every set in the evaluation of `step`, which was dispatched; waits for it.
@@ -161,6 +162,7 @@ class Recorder:
         """
         with self.account.to("log"):
             self.metrics.flush()
+            self.board.flush()
             self.ledger.check()
             out = self.ledger.to_json()
             out["totals"] |= self.guard.not_learned(self.plan.spec.batch.sequences * self.plan.spec.batch.length)

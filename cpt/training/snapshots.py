@@ -9,6 +9,7 @@ updates beside it.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,7 +19,8 @@ import jax.numpy as jnp
 
 from cpt.plan import RunPlan
 from cpt.training.evaluation import Evaluation
-from cpt.training.recorder import Recorder
+from cpt.training.processes import here
+from cpt.training.recorder import IN_LOOP, Recorder
 
 GRID = "grid"
 
@@ -32,14 +34,27 @@ class Snapshots:
     Args:
       evaluation: asked for the sets of the grid.
       recorder: writes the rows; what evaluating takes is not charged to an update.
+      step: where the run starts or resumes; what was evaluated of its phase before is known from the rows.
     """
 
-    def __init__(self, plan: RunPlan, evaluation: Evaluation, recorder: Recorder):
+    def __init__(self, plan: RunPlan, evaluation: Evaluation, recorder: Recorder, step: int = 0):
         self.plan, self.evaluation, self.recorder = plan, evaluation, recorder
         self._copy = jax.jit(lambda params: jax.tree.map(jnp.copy, evaluation.narrow(params)))
         self._kept: dict[int, Any] = {}
         self._nats: dict[int, Mapping[str, jax.Array]] = {}
         self._losses: dict[int, dict[str, float]] = {}
+        for at, name, loss in here().decide(lambda: self._written(step)):
+            self._losses.setdefault(at, {})[name] = math.nan if loss is None else loss
+
+    def _written(self, step: int) -> list[tuple[int, str, float | None]]:
+        """(step, set, loss) of each evaluation that a run which resumes at `step` has of its phase's first updates."""
+        phase = self.plan.phase_at(step)
+        path, most = self.recorder.workdir / "eval.jsonl", phase.spec.evaluate.snapshots
+        if not most or not phase.first_step < step <= phase.first_step + most or not path.is_file():
+            return []
+        sets = {name for name, s in self.plan.spec.evaluation.sets.items() if s.at == GRID}
+        rows = [row for row in map(json.loads, path.read_text().splitlines()) if row["checkpoint"] == IN_LOOP]
+        return [(r["step"], r["set"], r["loss"]) for r in rows if r["step"] >= phase.first_step and r["set"] in sets]
 
     def at(self, step: int, params: Any, nats: Mapping[str, jax.Array]) -> None:
         """The parameters after `step` updates, and the nats of the sets that were evaluated there, if any."""
@@ -53,7 +68,7 @@ class Snapshots:
             self._losses.clear()
         if GRID in nats:
             self._nats[step] = nats
-        elif step > first:
+        elif step > first and step not in self._losses:
             self._kept[step] = self._copy(params)
         if step == first + most:
             self.settle()

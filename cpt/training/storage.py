@@ -169,7 +169,7 @@ def read_meta(saved: Saved) -> dict[str, Any]:
 def _read(saved: Saved, targets: dict[str, Any], concurrent_gb: int) -> dict[str, Any]:
     """The arrays of this process's devices; no other process takes part."""
     if parts.is_one(saved):
-        return parts.read(saved, targets)
+        return parts.read(saved, targets, concurrent_gb * 10**9)
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(),
         active_processes={jax.process_index()},

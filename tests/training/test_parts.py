@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from cpt.tensors import Tensor, write_file
 from cpt.training import parts
+from cpt.training.agreement import Meeting
 from cpt.training.checkpoint import Checkpoints
 from cpt.training.digests import DamagedCheckpoint
 from cpt.training.preservation import Saved, directory_of
@@ -115,6 +116,44 @@ def test_any_region_is_put_together_from_any_parts(tmp_path_factory, data):
     stored.check()
     region = tuple(slice(*sorted((data.draw(st.integers(0, n)), data.draw(st.integers(0, n))))) for n in shape)
     np.testing.assert_array_equal(stored.read(region), whole[region])
+
+
+class Killed(BaseException):
+    """Nothing catches this, as nothing catches SIGKILL."""
+
+
+POINTS = {
+    "folders are there": (parts, "write_file"),
+    "numbers are being written": (os, "write"),
+    "numbers are written": (Path, "write_text"),
+    "facts are written": (parts, "list_files"),
+    "all is written": (parts, "_sync"),
+    "the older one of the same step is gone": (Path, "rename"),
+}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_any_point_it_is_no_checkpoint_and_the_one_before_is(tmp_path, monkeypatch, point):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save("rolling", 5, state(), {}, must=True)
+    checkpoints.close()
+    saved = Saved("rolling", 6, directory_of(tmp_path) / "rolling" / "6")
+    items = {"params": state().params, "opt_state": state().opt_state}
+    with monkeypatch.context() as patch:
+
+        def killed(*_, **__):
+            raise Killed
+
+        patch.setattr(*POINTS[point], killed)
+        with pytest.raises(Killed):
+            parts.write(saved, Meeting("cpt/checkpoint/2", 1.0), {"step": 6}, items)
+    again = Checkpoints(tmp_path)
+    assert [str(s) for s in again.finished()] == ["rolling/5"]
+    assert len(list((tmp_path / "rolling").iterdir())) == 2
+    again.clean()
+    assert [p.name for p in (tmp_path / "rolling").iterdir()] == ["5"]
+    found, state_5, _ = again.restore_latest(abstract(state()), print)
+    assert found.step == 5 and state_5.opt_state[0].count == 0
 
 
 MANY_DEVICES = """

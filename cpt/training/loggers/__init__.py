@@ -28,6 +28,12 @@ class Loggers:
         for logger in self._loggers:
             logger.scalar(name, value, step)
 
+    def flush(self) -> None:
+        """A checkpoint is saved: a run that goes on from it does not log again what came before."""
+        for logger in self._loggers:
+            if flush := getattr(logger, "flush", None):
+                flush()
+
     def close(self) -> None:
         for logger in self._loggers:
             logger.close()

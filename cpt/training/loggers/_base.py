@@ -52,6 +52,8 @@ class Logger(Protocol):
     def close(self) -> None:
         """The run ends, or stops for now."""
 
+    # And, if values wait in this process: `flush(self) -> None`, before each checkpoint.
+
 
 class Service(Protocol):
     """A tracking service as `Background` uses it, from one thread; whatever it raises is said once."""

@@ -6,6 +6,7 @@ resumed run starts at its step in constant time.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 
 import grain
@@ -76,6 +77,7 @@ class Batches:
 
 READ_AHEAD_BYTES, READ_AHEAD = 2**26, (4, 64)
 READS = 4  # the batches that are read ahead come in so many reads
+STEP_BACK_S = 0.005  # for whoever asked for a read ahead to dispatch an update first
 
 
 class Reads:
@@ -96,6 +98,8 @@ class Reads:
 
     def __getitem__(self, i: int) -> list[dict[str, np.ndarray] | Exception]:
         """The batches; where one cannot be read, its error in its place: those before it can be trained on."""
+        if i:
+            time.sleep(STEP_BACK_S)
         out: list[dict[str, np.ndarray] | Exception] = []
         for step in self._steps[int(i) * self._size :][: self._size]:
             try:

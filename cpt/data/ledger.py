@@ -27,12 +27,15 @@ class Ledger:
 
     def __init__(self, mix: MixPlan, flops_per_token: float, step: int = 0):
         self.mix, self.flops_per_token, self.step = mix, flops_per_token, step
-        self.consumed = [self._planned(p.index, step) for p in mix.plan.phases]
+        # Lists: between two updates of a small model, NumPy costs more than it adds up.
+        self.consumed = [self._planned(p.index, step).tolist() for p in mix.plan.phases]
 
     def add(self, step: int, tokens_K: np.ndarray) -> None:
         """Count the tokens per column that update `step` trained on."""
         phase = self.mix.plan.phase_at(step)
-        self.consumed[phase.index] += tokens_K[: len(phase.columns)]
+        consumed = self.consumed[phase.index]
+        for k, tokens in enumerate(np.asarray(tokens_K[: len(phase.columns)]).tolist()):
+            consumed[k] += tokens
         self.step = step + 1
 
     def check(self) -> None:

@@ -47,7 +47,7 @@ from cpt.training.spec import CheckpointSpec
 from cpt.training.state import State
 from cpt.training.storage import WRITING_TIMEOUT_S, read_meta, restore, write
 
-STEP_BACK_S = 0.005
+STEP_BACK_S = 0.005  # before a checkpoint is written
 LAST_TRIES_S = (1.0, 5.0, 10.0)  # pauses between the tries of a checkpoint that must not be missed
 __all__ = ["FULL_KINDS", "Checkpoints", "DamagedCheckpoint", "Saved", "read_meta", "restore"]
 Say = Callable[[str], None]

@@ -111,12 +111,18 @@ def test_a_signal_is_passed_on_once_and_nothing_is_relaunched(tmp_path, name):
     journal = tmp_path / "journal"
     flags = [f"--journal={journal}", "--ends=75", "--who=nobody"]
     env = CLEAN | {"COMMAND": STUB, "JAX_PLATFORMS": "cpu", "PROCESSES": "2"}
+
+    def heeded():  # tests in the background are started to ignore them, and no shell traps what it was to ignore
+        for each in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+
     process = subprocess.Popen(
         ["bash", str(LAUNCH / "local.sh"), *flags],
         cwd=tmp_path,
         env=env,
         stdout=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=heeded,
     )
     while not journal.exists() or journal.read_text().count("started") < 2:
         time.sleep(0.05)

@@ -15,7 +15,7 @@ all="$*"
 echo "$all" >> "$CLOUD/calls"
 case "$*" in
   *describe*) cat "$CLOUD/state" 2> /dev/null ;;
-  *" create "*) echo ACTIVE > "$CLOUD/state" && mkdir "$CLOUD/host0" "$CLOUD/host1" ;;
+  *" create "*) echo ACTIVE > "$CLOUD/state" && mkdir -p "$CLOUD/host0" "$CLOUD/host1" ;;
   *" delete "*) rm -r "$CLOUD"/host? "$CLOUD/state" ;;
   *" scp "*) [ "$(cat "$CLOUD/state")" = ACTIVE ] && for h in "$CLOUD"/host?; do cp "$5" "$6" "$h"; done ;;
   *" ssh "*)

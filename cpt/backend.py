@@ -15,6 +15,7 @@ from pathlib import Path
 
 # Parameters of glibc's `mallopt`.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+COMPILER = "compiler"  # name of a thread that compiles while others work
 ACCELERATORS = ("nvidia[0-9]*", "kfd", "accel*", "vfio/[0-9]*")  # under /dev: NVIDIA, AMD, TPUs
 
 

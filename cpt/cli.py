@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from cpt.backend import COMPILER
 from cpt.config import load
 from cpt.errors import ConfigError, UserError, nearest
 from cpt.overrides import check_loaded, config_argument, config_files, explain
@@ -24,7 +26,11 @@ Main = Callable[[list[str]], int | None]
 
 def run(main: Main, verbs: Sequence[str] = ()) -> None:
     """Run `main` as a command and leave the process with its exit code; `verbs`: see `call`."""
-    sys.exit(call(main, sys.argv, verbs=verbs))
+    code = call(main, sys.argv, verbs=verbs)
+    if any(thread.name == COMPILER for thread in threading.enumerate()):  # for a run that a mistake ended
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def call(main: Main, argv: list[str], help_of: ModuleType | None = None, verbs: Sequence[str] = ()) -> int:

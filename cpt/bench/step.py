@@ -26,7 +26,7 @@ from cpt.bench.facts import matmul_rate, peak_memory, stated_peak
 from cpt.bench.stamps import KIND, calling, read
 from cpt.bench.timing import FEWEST_QUIET, Step, figures, rates
 from cpt.bench.updates import Updates, opened, shortened
-from cpt.data.loader import read_ahead
+from cpt.data.loader import PACE, READ_AHEAD
 from cpt.models import base
 from cpt.models.spec import flops_per_token
 from cpt.objectives.linear_cross_entropy import linear_cross_entropy
@@ -94,7 +94,7 @@ def bench_step(plan: RunPlan, steps: int, rounds: int, say: Callable[[str], None
     turn = min(STRETCH, steps)
     turns = max(steps // turn, 1)
     # What is read ahead is in no figure: it was read while others compiled, and at the end of a run nothing is read.
-    ahead = read_ahead(plan)
+    ahead = READ_AHEAD[1] + PACE
     plan = shortened(plan, 2 * ahead + WARM_UP + turns * (LEAD_IN + turn), (KIND,))
     data = opened(plan, say)
     alone = timed_round(plan, data, {}, LEAD_IN + turn, turns, ahead + WARM_UP)

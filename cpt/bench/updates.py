@@ -113,10 +113,11 @@ class Updates:
         """Dispatch one update; waits for the one before and returns its sums, fetched."""
         batch = self.batches[self.step] if batch is None else batch
         batch = put_batch(self.machine.mesh, batch, self.sequences)
-        lr, multipliers_K, *extra = self.machine.inputs(self.step, None)
+        lr, multipliers_K, extra = self.machine.inputs(self.step, self.machine.plan.lr(self.step), None)
         if self.columns is not None:
             multipliers_K = replicate(self.machine.mesh, np.ones(self.columns, np.float32))
-        self.state, sums = self.machine.update(self.state, batch, lr, multipliers_K, *extra)
+        with jax.transfer_guard_host_to_device("allow"):  # as in the training loop
+            self.state, sums = self.machine.update(self.state, batch, lr, multipliers_K, extra)
         before, self._before, self.step = self._before, sums, self.step + 1
         return None if before is None else jax.device_get(before)
 

@@ -78,25 +78,26 @@ class Allocation:
         self.batch, self.sources = int(batch), table.shape[1]
         self.steps = int(len(table) if steps is None else steps)
 
-    def counts_before(self, step: int) -> np.ndarray:
+    def counts_before(self, step: int | np.ndarray) -> np.ndarray:
         """int64 `[K]`: rows of each source in the steps 0..step-1 together; `counts_before(steps)` is the total.
+
+        Args:
+          step: one, or an array of them `[S]`, which gives `[S, K]`.
 
         Raises:
           IndexError: step outside 0..steps.
         """
-        if not 0 <= step <= self.steps:
-            raise IndexError(f"step {step}: the allocation has the steps 0..{self.steps}")
+        check_steps(step, self.steps)
         rounds, rest = divmod(step, self._period) if self._period else (0, step)
-        return rounds * self._counts[-1] + self._counts[rest] if rounds else self._counts[rest].copy()
+        return np.multiply.outer(rounds, self._counts[-1]) + self._counts[rest]
 
-    def counts_at(self, step: int) -> np.ndarray:
-        """int64 `[K]`: rows of each source in step `step`; they sum to `batch`.
+    def counts_at(self, step: int | np.ndarray) -> np.ndarray:
+        """int64 `[K]`: rows of each source in step `step`; they sum to `batch`. An array gives `[S, K]`.
 
         Raises:
           IndexError: step outside 0..steps-1.
         """
-        if step == self.steps:
-            raise IndexError(f"step {step}: the last step is {self.steps - 1}")
+        check_steps(step, self.steps - 1)
         return self.counts_before(step + 1) - self.counts_before(step)
 
     @cached_property
@@ -116,6 +117,13 @@ class Allocation:
     def _counts(self) -> np.ndarray:
         """int64 `[T + 1, K]` cumulative counts, T = the period or all steps; computed at the first query."""
         return _Timetable(self._shares, self.batch, self._period or self.steps).fill()
+
+
+def check_steps(step: int | np.ndarray, last: int) -> None:
+    """Raises IndexError where a step, or one of an array, lies outside 0..last."""
+    low, high = (step.min(), step.max()) if isinstance(step, np.ndarray) else (step, step)
+    if not 0 <= low <= high <= last:
+        raise IndexError(f"step {low if low < 0 else high}: the allocation has the steps 0..{last}")
 
 
 class _Job(NamedTuple):

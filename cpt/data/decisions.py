@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cpt.data.allocation import Allocation
+from cpt.data.allocation import Allocation, check_steps
 from cpt.errors import RunError
 
 LOG = "decisions.jsonl"
@@ -110,17 +110,17 @@ class Rounds:
             totals.append(totals[-1] + round_.counts_before(round_.steps))
         self._before = totals
 
-    def counts_before(self, step: int) -> np.ndarray:
+    def counts_before(self, step: int | np.ndarray) -> np.ndarray:
         """As `Allocation.counts_before`."""
-        if not 0 <= step <= self.steps:
-            raise IndexError(f"step {step}: the allocation has the steps 0..{self.steps}")
+        check_steps(step, self.steps)
+        if isinstance(step, np.ndarray):
+            return np.stack([self.counts_before(int(s)) for s in step])
         i = int(np.searchsorted(self.first_S, step, side="right")) - 1
         return self._before[i] + self._rounds[i].counts_before(step - self.first_S[i])
 
-    def counts_at(self, step: int) -> np.ndarray:
+    def counts_at(self, step: int | np.ndarray) -> np.ndarray:
         """As `Allocation.counts_at`."""
-        if step == self.steps:
-            raise IndexError(f"step {step}: the last step is {self.steps - 1}")
+        check_steps(step, self.steps - 1)
         return self.counts_before(step + 1) - self.counts_before(step)
 
 

@@ -6,7 +6,10 @@ resumed run starts at its step in constant time.
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 
 import grain
@@ -15,7 +18,6 @@ import numpy as np
 from cpt.data.mix import MixPlan
 from cpt.data.store import TokenStore
 from cpt.errors import DataError
-from cpt.plan import RunPlan
 
 
 class Batches:
@@ -28,6 +30,9 @@ class Batches:
       end_of_document: id that ends a document; given, `segments_BxL` numbers the documents of each row for masking.
       vocab_size: the model's; a larger id in a batch is an error. What is beyond it in a store is found before the run
         where that takes seconds, but nobody reads a terabyte first.
+
+    Attributes:
+      bytes: of a batch in memory.
     """
 
     def __init__(
@@ -42,46 +47,59 @@ class Batches:
         self.vocab_size = np.iinfo(np.int32).max if vocab_size is None else vocab_size
         self.mine = slice(None) if rows is None else rows
         self.length = mix.plan.spec.batch.length
+        arrays = 2 if end_of_document is None else 3  # ids, which targets share, weights and segments, of 4 bytes each
+        self.bytes = 4 * arrays * self.length * len(np.arange(mix.batch)[self.mine])
 
     def __len__(self) -> int:
         return self.mix.plan.total_steps
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        column_B, names, row_B = self.mix.batch_at(int(step), self.mine)
-        names = np.array(names, object)
-        window_BxM = np.empty((len(row_B), self.length + 1), np.int32)
-        for name in dict.fromkeys(names):
-            mine = names == name
-            window_BxM[mine] = self.stores[name].read_rows(row_B[mine], self.length)
-        if window_BxM.size and not 0 <= window_BxM.min() <= window_BxM.max() < self.vocab_size:
-            self._refuse(window_BxM, names, row_B)
-        batch = {
-            "tokens_BxL": window_BxM[:, :-1],
-            "targets_BxL": window_BxM[:, 1:],
-            "weights_BxL": np.ones((len(row_B), self.length), np.float32),
-            "source_B": column_B.astype(np.int32),
-        }
-        if self.end_of_document is not None:
-            ends_BxL = window_BxM[:, :-1] == self.end_of_document
-            batch["segments_BxL"] = (np.cumsum(ends_BxL, axis=1) - ends_BxL).astype(np.int32)
+        (batch,) = self.read(range(int(step), int(step) + 1))
         return batch
 
-    def _refuse(self, window_BxM: np.ndarray, names: np.ndarray, row_B: np.ndarray) -> None:
-        i = np.flatnonzero(((window_BxM < 0) | (window_BxM >= self.vocab_size)).any(axis=1))[0]
-        low, high = int(window_BxM[i].min()), int(window_BxM[i].max())
+    def read(self, steps: range) -> list[dict[str, np.ndarray]]:
+        """The batches of some steps, for little more than what one of them costs a thread that runs Python.
+
+        Raises:
+          DataError, IndexError: one of them cannot be read.
+        """
+        column_SxB, source_SxB, row_SxB = self.mix.batches_at(np.array(steps), self.mine)
+        window_SxBxM = np.empty((*row_SxB.shape, self.length + 1), np.int32)
+        for i in np.unique(source_SxB).tolist():
+            mine = source_SxB == i
+            window_SxBxM[mine] = self.stores[self.mix.sources[i]].read_rows(row_SxB[mine], self.length)
+        if window_SxBxM.size and not 0 <= window_SxBxM.min() <= window_SxBxM.max() < self.vocab_size:
+            self._refuse(window_SxBxM, source_SxB, row_SxB)
+        arrays = {
+            "tokens_BxL": window_SxBxM[:, :, :-1],
+            "targets_BxL": window_SxBxM[:, :, 1:],
+            "weights_BxL": np.ones((*row_SxB.shape, self.length), np.float32),
+            "source_B": column_SxB.astype(np.int32),
+        }
+        if self.end_of_document is not None:
+            ends_SxBxL = arrays["tokens_BxL"] == self.end_of_document
+            arrays["segments_BxL"] = (np.cumsum(ends_SxBxL, axis=2) - ends_SxBxL).astype(np.int32)
+        return [{name: of_S[s] for name, of_S in arrays.items()} for s in range(len(steps))]
+
+    def _refuse(self, window_SxBxM: np.ndarray, source_SxB: np.ndarray, row_SxB: np.ndarray) -> None:
+        wrong_SxB = ((window_SxBxM < 0) | (window_SxBxM >= self.vocab_size)).any(axis=2)
+        at = tuple(np.argwhere(wrong_SxB)[0])
+        name, low, high = self.mix.sources[source_SxB[at]], int(window_SxBxM[at].min()), int(window_SxBxM[at].max())
         raise DataError(
-            f"sources.{names[i]}: row {row_B[i]:,} holds the token id {low if low < 0 else high}, "
+            f"sources.{name}: row {row_SxB[at]:,} holds the token id {low if low < 0 else high}, "
             f"model.vocab_size={self.vocab_size}; prepare the store with the model's tokenizer"
         )
 
 
-READ_AHEAD_BYTES, READ_AHEAD = 2**26, (4, 64)
-READS = 4  # the batches that are read ahead come in so many reads
+READ_AHEAD_S = 10.0  # of updates: a pause of the disk that is shorter is waited out
+READ_AHEAD, READ_AHEAD_BYTES = (4, 64), 2**28  # and in batches; in bytes, where that is not fewer than four
+PACE = 16  # updates that tell how long one takes
+READS, READ = 4, 16  # what is read ahead comes in so many reads, each of at most so many batches
 STEP_BACK_S = 0.005  # for whoever asked for a read ahead to dispatch an update first
 
 
 class Reads:
-    """Several batches as one element of a Grain data set: `self[i]` is the `i`-th list of `size` of them.
+    """Several batches as one element of a Grain data set: the first one alone, and then lists of `size` of them.
 
     A thread that reads Python's way keeps the one that trains from going on for as long as that takes and, where all
     cores compute, until it gets a core again. So it reads now and then, several batches at a time.
@@ -94,44 +112,75 @@ class Reads:
         self._batches, self._steps, self._size = batches, range(step, stop), size
 
     def __len__(self) -> int:
-        return -(-len(self._steps) // self._size)
+        return 1 + -(-(len(self._steps) - 1) // self._size) if self._steps else 0
 
     def __getitem__(self, i: int) -> list[dict[str, np.ndarray] | Exception]:
         """The batches; where one cannot be read, its error in its place: those before it can be trained on."""
-        if i:
-            time.sleep(STEP_BACK_S)
+        if i == 0:
+            return self._as_far_as_possible(self._steps[:1])
+        time.sleep(STEP_BACK_S)
+        steps = self._steps[1 + (int(i) - 1) * self._size :][: self._size]
+        try:
+            return self._batches.read(steps)
+        except Exception:
+            return self._as_far_as_possible(steps)
+
+    def _as_far_as_possible(self, steps: range) -> list[dict[str, np.ndarray] | Exception]:
         out: list[dict[str, np.ndarray] | Exception] = []
-        for step in self._steps[int(i) * self._size :][: self._size]:
+        for step in steps:
             try:
-                out.append(self._batches[step])
+                out += self._batches.read(range(step, step + 1))
             except Exception as e:
                 return [*out, e]
         return out
 
 
-def read_ahead(plan: RunPlan) -> int:
-    """How many batches are read ahead: 64 MB of them, at least 4 and at most 64.
+def read_ahead(batches: Batches, update_s: float | None) -> int:
+    """How many batches are read ahead: those of ten seconds of updates, within limits of number and memory.
 
-    A pause of the disk is waited out if it is shorter than the updates that take, and of small batches, whose updates
-    are short, there are more.
+    A number alone is wrong somewhere: 32 batches are a second of a small model's updates, and 32 GB of a large one's.
+
+    Args:
+      update_s: seconds from one batch to the next; None where nobody knows yet, which reads the fewest.
     """
-    batch = 12 * plan.spec.batch.length * plan.spec.batch.sequences  # ids, targets and weights of 4 bytes
-    return min(max(READ_AHEAD_BYTES // batch, READ_AHEAD[0]), READ_AHEAD[1])
+    fewest, most = READ_AHEAD
+    if update_s is None:
+        return fewest
+    memory = READ_AHEAD_BYTES // batches.bytes
+    return max(fewest, min(math.ceil(READ_AHEAD_S / max(update_s, 1e-9)), most, memory))
 
 
 def start_at(
     batches: Batches, step: int, prefetch: int | None = None, stop: int | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches from `step` to `stop` (the end of the plan), `prefetch` (`read_ahead`) of them read ahead by threads.
+    """The batches from `step` to `stop` (the end of the plan), some of them read ahead by threads.
 
-    Besides those, what is left of the read before is held: a quarter of them at most.
+    Args:
+      prefetch: how many; by default as many as `read_ahead` says, once it is seen how soon they are used. Besides
+        those, what is left of the read before is held: a quarter of them at most.
     """
-    prefetch = read_ahead(batches.mix.plan) if prefetch is None else prefetch
-    size = max(1, prefetch // READS)
     end = len(batches) if stop is None else min(stop, len(batches))
+    used_s: deque[float] = deque(maxlen=PACE)
+    ahead = prefetch or read_ahead(batches, None)
+    while step < end:
+        wanted = ahead
+        for batch in _reading(batches, step, end, ahead):
+            began = time.monotonic()
+            yield batch
+            used_s.append(time.monotonic() - began)
+            step += 1
+            if prefetch is None and step % PACE == 0 and len(used_s) == PACE:
+                wanted = read_ahead(batches, statistics.median(used_s))
+                if wanted >= 2 * ahead:
+                    break  # what was read ahead so far is read again: little, and seldom
+        ahead = wanted
+
+
+def _reading(batches: Batches, step: int, end: int, ahead: int) -> Iterator[dict[str, np.ndarray]]:
+    size = min(max(1, ahead // READS), READ)
     reads = grain.MapDataset.source(Reads(batches, step, end, size))
-    ahead = prefetch // size
-    for read in reads.to_iter_dataset(grain.ReadOptions(num_threads=min(ahead, 2), prefetch_buffer_size=ahead)):
+    options = grain.ReadOptions(num_threads=min(ahead // size, 2), prefetch_buffer_size=ahead // size)
+    for read in reads.to_iter_dataset(options):
         for batch in read:
             if isinstance(batch, Exception):
                 raise batch

@@ -13,18 +13,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from cpt.data.allocation import Allocation
 from cpt.data.decisions import Rounds, rounds
-from cpt.data.permutation import KeyedPermutation
+from cpt.data.permutation import KeyedPermutation, KeyedPermutations
 from cpt.errors import ConfigError, DataError
 from cpt.plan import Column, Phase, RunPlan
+
+OLD_ROWS = 2**18  # of old batches, looked at together where a replay goes back to them
+
+
+class BatchRows(NamedTuple):
+    """Where the rows of some batches lie, int64 each.
+
+    Attributes:
+      column_SxB: index of each row's column in its phase.
+      source_SxB: the source it lies in, as an index of `MixPlan.sources`.
+      row_SxB: its row there.
+    """
+
+    column_SxB: np.ndarray
+    source_SxB: np.ndarray
+    row_SxB: np.ndarray
 
 
 class MixPlan:
     """The data of a run, by step.
+
+    Attributes:
+      sources: names of the sources, as they are numbered.
 
     Args:
       plan: the run.
@@ -38,9 +58,8 @@ class MixPlan:
 
     def __init__(self, plan: RunPlan, rows: Mapping[str, int], epochs: Mapping[str, float] | None = None):
         self.plan, self.rows = plan, dict(rows)
-        self.batch = plan.spec.batch.sequences
+        self.batch, self.sources = plan.spec.batch.sequences, tuple(self.rows)
         self.allocations = [row_counts(p) for p in plan.phases]
-        self._last: tuple[int, tuple[np.ndarray, list[str], np.ndarray]] | None = None
         self._cursor_at_phase: list[dict[str, int]] = []
         cursor: dict[str, int] = dict.fromkeys(self.rows, 0)
         replayed, passed = [], {}
@@ -68,22 +87,25 @@ class MixPlan:
         Returns:
           column_B: index of each row's column in the phase; names: the source each row lies in; row_B: its row there.
         """
-        phase = self.plan.phase_at(step)
-        inside = step - phase.first_step
-        allocation = self.allocations[phase.index]
-        before, counts = allocation.counts_before(inside), allocation.counts_at(inside)
-        # Rows lie in the batch in a shuffled order, so that each host and micro-batch gets the same mixture.
+        (column_B,), (source_B,), (row_B,) = self.batches_at(np.array([step]), rows)
+        return column_B, [self.sources[i] for i in source_B], row_B
+
+    def batches_at(self, steps: np.ndarray, rows: np.ndarray | slice | None = None) -> BatchRows:
+        """The batches of some updates, for little more than what one of them costs.
+
+        Args:
+          steps: `[S]`, in any order.
+          rows: as for `batch_at`.
+        """
         number_B = np.arange(self.batch) if rows is None else np.arange(self.batch)[rows]
-        slot_B = KeyedPermutation(self.batch, f"{self.plan.spec.seed}/batch/{step}")(number_B)
-        ends = np.cumsum(counts)
-        column_B = np.searchsorted(ends, slot_B, side="right")
-        place_B = before[column_B] + slot_B - (ends - counts)[column_B]
-        row_B, names = np.zeros(len(slot_B), np.int64), np.empty(len(slot_B), object)
-        for k, column in enumerate(phase.columns):
-            mine = np.flatnonzero(column_B == k)
-            if len(mine):
-                names[mine], row_B[mine] = self._rows_of(phase, column, place_B[mine])
-        return column_B, list(names), row_B
+        out = BatchRows(*(np.zeros((len(steps), len(number_B)), np.int64) for _ in BatchRows._fields))
+        phase_S = np.array([self.plan.phase_at(step).index for step in steps.tolist()])
+        for index in dict.fromkeys(phase_S.tolist()):
+            phase, mine = self.plan.phases[index], phase_S == index
+            column_SxB, place_SxB = self._places(phase, steps[mine] - phase.first_step, number_B)
+            source_SxB, row_SxB = self._rows_of(phase, column_SxB, place_SxB)
+            out.column_SxB[mine], out.source_SxB[mine], out.row_SxB[mine] = column_SxB, source_SxB, row_SxB
+        return out
 
     def counts(self, phase: Phase, step_in_phase: int) -> np.ndarray:
         """Rows of each column consumed in `phase` before its step `step_in_phase`."""
@@ -108,46 +130,65 @@ class MixPlan:
             return min(seen, max(1, (replay.reservoir or 0) // self.plan.spec.batch.length))
         return seen
 
-    def _rows_of(self, phase: Phase, column: Column, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Source names and rows for places in a column of a phase."""
+    def _places(self, phase: Phase, inside_S: np.ndarray, number_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The column of each row of batches of a phase, and the row's place among all that the phase takes from it."""
+        allocation, n_columns = self.allocations[phase.index], len(phase.columns)
+        counts_SxK = allocation.counts_at(inside_S)
+        before_SxK = allocation.counts_before(inside_S)
+        # Rows lie in the batch in a shuffled order, so that each host and micro-batch gets the same mixture.
+        keys = [f"{self.plan.spec.seed}/batch/{step}" for step in (inside_S + phase.first_step).tolist()]
+        slot_SxB = KeyedPermutations(self.batch, keys)(np.broadcast_to(number_B, (len(inside_S), len(number_B))))
+        ends_SxK = np.cumsum(counts_SxK, axis=1)
+        batch_Sx1 = np.arange(len(inside_S))[:, None]  # one search for all: slots and ends of batch after batch
+        ends = (ends_SxK + batch_Sx1 * self.batch).ravel()
+        column_SxB = np.searchsorted(ends, slot_SxB + batch_Sx1 * self.batch, side="right") - batch_Sx1 * n_columns
+        first_SxK = before_SxK + counts_SxK - ends_SxK
+        return column_SxB, np.take_along_axis(first_SxK, column_SxB, axis=1) + slot_SxB
+
+    def _rows_of(self, phase: Phase, columns: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sources (by number) and rows for places in columns of a phase, of any shape."""
+        sources, rows = np.zeros_like(places), np.zeros_like(places)
+        for k, column in enumerate(phase.columns):
+            mine = columns == k
+            if mine.any():
+                sources[mine], rows[mine] = self._rows_of_column(phase, column, places[mine])
+        return sources, rows
+
+    def _rows_of_column(self, phase: Phase, column: Column, place_N: np.ndarray) -> tuple[np.ndarray | int, np.ndarray]:
         seed = self.plan.spec.seed
-        cursor = self._cursor_at_phase[phase.index].get(_stream_name(phase, column), 0) + place
+        cursor_N = self._cursor_at_phase[phase.index].get(_stream_name(phase, column), 0) + place_N
         if column.source is not None:
             size = self.rows[column.source]
             shuffled = self.plan.spec.sources[column.source].order == "shuffled"
-            row = _shuffled(size, f"{seed}/source/{column.source}", cursor) if shuffled else cursor % size
-            return np.full(len(place), column.source, object), row
+            row_N = _shuffled(size, f"{seed}/source/{column.source}", cursor_N) if shuffled else cursor_N % size
+            return self.sources.index(column.source), row_N
         replay, old = phase.spec.replay, self.plan.phases[self._index(column.of)]
         size, key = self.range_size(phase, column), f"{seed}/replay/{column.of}"
         if replay.range == "reservoir":
             # The first `size` places of a shuffle of everything seen are a uniform sample without replacement.
-            return self._stream(old, _permutation(self._new_rows(old), key)(cursor % size))
-        return self._stream(old, _shuffled(size, key, cursor) if replay.order == "shuffled" else cursor % size)
+            return self._stream(old, _permutation(self._new_rows(old), key)(cursor_N % size))
+        return self._stream(old, _shuffled(size, key, cursor_N) if replay.order == "shuffled" else cursor_N % size)
 
-    def _stream(self, phase: Phase, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _stream(self, phase: Phase, place_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The rows at these places of the new data of a phase, in the order in which the phase read it."""
-        allocation, is_new = self.allocations[phase.index], np.array([c.role == "new" for c in phase.columns])
-        names, rows = np.empty(len(place), object), np.zeros(len(place), np.int64)
-        for i, n in enumerate(place):
-            low, high = 0, phase.steps - 1  # the step whose batch holds new row n
-            while low < high:
-                middle = (low + high + 1) // 2
-                if allocation.counts_before(middle)[is_new].sum() <= n:
-                    low = middle
-                else:
-                    high = middle - 1
-            column_B, names_B, row_B = self._cached_batch(phase.first_step + low)
-            which = np.flatnonzero(is_new[column_B])[int(n - allocation.counts_before(low)[is_new].sum())]
-            names[i], rows[i] = names_B[which], row_B[which]
-        return names, rows
-
-    def _cached_batch(self, step: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-        # Replay in the original order reads the same old batch many times in a row. The loader asks from several
-        # threads, so the pair is taken as a whole: between a check and a second look another thread may replace it.
-        known = self._last
-        if known is None or known[0] != step:
-            known = self._last = (step, self.batch_at(step))
-        return known[1]
+        counts = self.allocations[phase.index].counts_before
+        is_new_K = np.array([column.role == "new" for column in phase.columns])
+        low_N, high_N = np.zeros_like(place_N), np.full_like(place_N, phase.steps - 1)
+        while (low_N < high_N).any():  # the step whose batch holds new row n
+            middle_N = (low_N + high_N + 1) // 2
+            later_N = counts(middle_N)[:, is_new_K].sum(axis=1) <= place_N
+            low_N, high_N = np.where(later_N, middle_N, low_N), np.where(later_N, high_N, middle_N - 1)
+        nth_N = place_N - counts(low_N)[:, is_new_K].sum(axis=1)
+        column_N, there_N = np.zeros_like(place_N), np.zeros_like(place_N)
+        steps_U, which_N = np.unique(low_N, return_inverse=True)
+        together = max(1, OLD_ROWS // self.batch)
+        for u in range(0, len(steps_U), together):
+            mine = (which_N >= u) & (which_N < u + together)
+            column_UxB, place_UxB = self._places(phase, steps_U[u : u + together], np.arange(self.batch))
+            new_first_UxB = np.argsort(~is_new_K[column_UxB], axis=1, kind="stable")
+            at = which_N[mine] - u, new_first_UxB[which_N[mine] - u, nth_N[mine]]
+            column_N[mine], there_N[mine] = column_UxB[at], place_UxB[at]
+        return self._rows_of(phase, column_N, there_N)
 
     def _index(self, name: str) -> int:
         return next(p.index for p in self.plan.phases if p.name == name)

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from cpt.plan import RunPlan
 from cpt.training.machine import make_machine
-from cpt.training.sharding import batch_sharding
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
@@ -62,36 +60,7 @@ def compile_step(plan: RunPlan, mesh: Mesh) -> StepFacts:
 
 def compile_update(plan: RunPlan, mesh: Mesh) -> jax.stages.Compiled:
     """Compile the update of a run for `mesh`, whose devices may be descriptions only; nothing is allocated."""
-    return lower_update(plan, mesh).compile()
-
-
-def lower_update(plan: RunPlan, mesh: Mesh) -> jax.stages.Lowered:
-    """The same before the compiler, for what gives it options."""
-    machine = make_machine(plan, mesh)
-    replicated = NamedSharding(mesh, PartitionSpec())
-
-    def small(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=replicated)
-
-    extra = {name: small() for name in plan.hyper(0)} if plan.varies else {}
-    if plan.spec.guard.spike != "off":
-        extra |= {"loss_limit": small(), "norm_limit": small()}
-    given = small(), small(max(len(p.columns) for p in plan.phases)), *([extra] if extra else [])
-    return machine.update.lower(machine.abstract, abstract_batch(plan, mesh), *given)
-
-
-def abstract_batch(plan: RunPlan, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and shardings of a batch of `plan`."""
-    rows, length = plan.spec.batch.sequences, plan.spec.batch.length
-    arrays = {"tokens_BxL": jnp.int32, "targets_BxL": jnp.int32, "weights_BxL": jnp.float32, "source_B": jnp.int32}
-    if plan.spec.batch.mask_documents:
-        arrays["segments_BxL"] = jnp.int32
-    return {
-        name: jax.ShapeDtypeStruct(
-            (rows, length) if name.endswith("_BxL") else (rows,), dtype, sharding=batch_sharding(mesh, name)
-        )
-        for name, dtype in arrays.items()
-    }
+    return make_machine(plan, mesh).lower().compile()
 
 
 def facts(compiled: Any) -> StepFacts:

@@ -29,7 +29,7 @@ from cpt.training.faults import reason
 from cpt.training.feed import Data, check_data, decided_mix, host_batches, identity, read_batches
 from cpt.training.guard import Guard
 from cpt.training.initialise import go_back, initial_state, params_at
-from cpt.training.machine import make_machine
+from cpt.training.machine import Machine, make_machine
 from cpt.training.maintenance import MaintenanceWatch
 from cpt.training.precedence import undisturbed
 from cpt.training.preservation import checkpoints_of, run_at
@@ -53,11 +53,19 @@ class Outcome:
     stopped_by: str | None
 
 
-def train(plan: RunPlan, data: Data, workdir: Path, console: Console, account: Account | None = None) -> Outcome:
+def train(
+    plan: RunPlan,
+    data: Data,
+    workdir: Path,
+    console: Console,
+    account: Account | None = None,
+    machine: Machine | None = None,
+) -> Outcome:
     """Train `plan` from wherever `workdir` stands to its end, or until a signal asks to stop.
 
     Args:
       account: of the time, where the caller has begun one.
+      machine: of the plan, where the caller has begun to compile it.
 
     Raises:
       DataError, ConfigError: data, mesh or plan do not fit, found before anything is compiled.
@@ -65,8 +73,11 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console, account: A
     """
     spec, account = plan.spec, account or Account()
     mix = check_data(plan, data)
-    machine = make_machine(plan)
+    machine = machine or make_machine(plan).compiling()
     mesh, rows = machine.mesh, host_rows(machine.mesh, spec.batch.sequences)
+
+    if jax.default_backend() == "gpu":  # whose compiler times kernels: nothing else may use the device meanwhile
+        machine.update.wait()
 
     # ---- where the run stands ----
     say = lambda line, **style: console.print(line, highlight=False, soft_wrap=True, **style)  # noqa: E731
@@ -157,9 +168,12 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console, account: A
                 read = next(batches)
                 data_wait_s = time.monotonic() - waited
             with account.to("step"):
+                lr = plan.lr(step)
                 batch = put_batch(mesh, read, spec.batch.sequences) | requests.asked()
-                state, sums = machine.update(state, batch, *machine.inputs(step, guard.limits(step)))
-            recorder.trained(step, sums, plan.lr(step), data_wait_s)
+                given = machine.inputs(step, lr, guard.limits(step))
+                with jax.transfer_guard_host_to_device("allow"):  # of a process alone, the update brings them over
+                    state, sums = machine.update(state, batch, *given)
+            recorder.trained(step, sums, lr, data_wait_s)
         with account.to("eval"):
             snapshots.settle()
         recorder.drain()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cpt.models import base
 from cpt.optimizers import building as optimizers
 from cpt.optimizers.policy import apply_policy
 from cpt.plan import RunPlan
-from cpt.training.sharding import optimizer_shardings, parameter_shardings, replicate, run_mesh
+from cpt.training.ahead import CompiledAhead
+from cpt.training.requests import asked
+from cpt.training.sharding import batch_sharding, optimizer_shardings, parameter_shardings, replicate, run_mesh
 from cpt.training.state import State
 from cpt.training.step import jit_train_step
 
@@ -27,6 +30,7 @@ class Machine:
 
     Attributes:
       abstract: shapes, dtypes and shardings of the state.
+      given: the same of what else the update is given: batch, learning rate, multipliers, `extra`.
       update: `(state, batch, lr, multipliers_K, extra) -> (state, sums)`; the state is donated.
       switch: what the optimizer policy of each phase does to the state, by the step at which the phase begins.
     """
@@ -36,11 +40,12 @@ class Machine:
     model: base.Model
     tx: Any
     abstract: State
+    given: tuple[Any, ...]
     update: Callable[..., Any]
     switch: dict[int, Switch]
 
-    def inputs(self, step: int, limits: tuple[float, float] | None) -> tuple[Any, ...]:
-        """Learning rate, loss multipliers, and what else update `step` is given, on all devices.
+    def inputs(self, step: int, lr: float, limits: tuple[float, float] | None) -> tuple[Any, ...]:
+        """What update `step` is given after its batch: learning rate, loss multipliers, and what else varies.
 
         Args:
           limits: of the guard, None where it judges nothing.
@@ -48,9 +53,15 @@ class Machine:
         extra = {k: np.float32(v) for k, v in self.plan.hyper(step).items()} if self.plan.varies else {}
         if limits is not None:
             extra |= {"loss_limit": np.float32(limits[0]), "norm_limit": np.float32(limits[1])}
-        columns = max(len(p.columns) for p in self.plan.phases)
-        given = np.float32(self.plan.lr(step)), multipliers(self.plan, step, columns), *([extra] if extra else [])
-        return replicate(self.mesh, given)
+        return replicate(self.mesh, (np.float32(lr), multipliers(self.plan, step), extra))
+
+    def compiling(self) -> Machine:
+        """The same, whose update a thread compiles from now on: its call takes nothing but what `given` says."""
+        return replace(self, update=CompiledAhead(self.lower))
+
+    def lower(self) -> jax.stages.Lowered:
+        """The update before the compiler; nothing is allocated."""
+        return self.update.lower(self.abstract, *self.given)
 
 
 def make_machine(plan: RunPlan, mesh: Mesh | None = None) -> Machine:
@@ -65,10 +76,10 @@ def make_machine(plan: RunPlan, mesh: Mesh | None = None) -> Machine:
     spec = plan.spec
     mesh = run_mesh(spec) if mesh is None else mesh
     model, tx = base.build(spec.model), optimizers.build(plan)
-    abstract = abstract_state(model, tx, mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    abstract, given = abstract_state(model, tx, mesh), abstract_inputs(plan, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, (abstract, *given))
     update = jit_train_step(model, tx, mesh, shardings, spec.batch.accumulate, spec.objective.z_loss)
-    return Machine(plan, mesh, model, tx, abstract, update, phase_switches(plan, tx, shardings))
+    return Machine(plan, mesh, model, tx, abstract, given, update, phase_switches(plan, tx, shardings[0]))
 
 
 def abstract_state(model: base.Model, tx: Any, mesh: Mesh) -> State:
@@ -96,9 +107,38 @@ def phase_switches(plan: RunPlan, tx: Any, shardings: State) -> dict[int, Switch
     }
 
 
-def multipliers(plan: RunPlan, step: int, columns: int) -> np.ndarray:
-    """Loss multiplier of each column at `step`, padded with ones to the run's largest number of columns."""
+def abstract_inputs(plan: RunPlan, mesh: Mesh) -> tuple[Any, ...]:
+    """Shapes, dtypes and shardings of what an update of `plan` is given: batch, learning rate, multipliers, `extra`."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def small(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=replicated)
+
+    extra = {name: small() for name in plan.hyper(0)} if plan.varies else {}
+    if plan.spec.guard.judges:
+        extra |= {"loss_limit": small(), "norm_limit": small()}
+    return abstract_batch(plan, mesh), small(), small(most_columns(plan)), extra
+
+
+def abstract_batch(plan: RunPlan, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of a batch of `plan`, and of what several processes ask each other for with it."""
+    rows, length = plan.spec.batch.sequences, plan.spec.batch.length
+    dtypes = {"tokens_BxL": jnp.int32, "targets_BxL": jnp.int32, "weights_BxL": jnp.float32, "source_B": jnp.int32}
+    if plan.spec.batch.mask_documents:
+        dtypes["segments_BxL"] = jnp.int32
+    shape = lambda name: (rows, length) if name.endswith("_BxL") else (rows,)  # noqa: E731
+    batch = {n: jax.ShapeDtypeStruct(shape(n), d, sharding=batch_sharding(mesh, n)) for n, d in dtypes.items()}
+    return batch | asked(mesh)
+
+
+def most_columns(plan: RunPlan) -> int:
+    """The run's largest number of columns, which the multipliers of every phase are padded to."""
+    return max(len(p.columns) for p in plan.phases)
+
+
+def multipliers(plan: RunPlan, step: int) -> np.ndarray:
+    """Loss multiplier of each column at `step`, padded with ones."""
     phase = plan.phase_at(step)
-    out_K = np.ones(columns, np.float32)
+    out_K = np.ones(most_columns(plan), np.float32)
     out_K[: len(phase.columns)] = phase.multipliers(step - phase.first_step)
     return out_K

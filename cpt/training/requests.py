@@ -18,6 +18,14 @@ from cpt.training.sharding import from_rows
 from cpt.training.signals import StopRequest
 
 
+def asked(mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape, dtype and sharding of what goes along with the batch of an update: nothing in a process alone."""
+    if here().count == 1:
+        return {}
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    return {"asked_Dx2": jax.ShapeDtypeStruct((mesh.size, 2), np.int32, sharding=sharding)}
+
+
 class Requests:
     """Requests of this process, and what all of them agreed on.
 
@@ -29,8 +37,8 @@ class Requests:
 
     def __init__(self, stop: StopRequest, save_due: Callable[[], bool], mesh: Mesh):
         self._stop, self._save_due = stop, save_due
-        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        self._alone = here().count == 1
+        self._asked = asked(mesh)
+        self._alone = not self._asked
         self._stop_agreed, self._save_agreed, self._saved_at = False, False, 0
 
     @property
@@ -50,8 +58,9 @@ class Requests:
         if self._alone:
             return {}
         mine_2 = np.array([self._stop.name is not None, here().first and self._save_due()], np.int32)
-        devices = np.arange(self._sharding.mesh.size)
-        return {"asked_Dx2": from_rows(self._sharding, np.tile(mine_2, (len(devices), 1)), devices, len(devices))}
+        ((name, one),) = self._asked.items()
+        devices = np.arange(len(one.sharding.device_set))
+        return {name: from_rows(one.sharding, np.tile(mine_2, (len(devices), 1)), devices, len(devices))}
 
     def heard(self, update: int, asked_2: np.ndarray | None) -> None:
         """The answer that came with the results of `update`."""

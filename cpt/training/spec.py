@@ -122,6 +122,11 @@ class GuardSpec:
             raise ConfigError(f"guard.stall_s: {self.stall_s} is not at least 0")
 
     @property
+    def judges(self) -> bool:
+        """Whether updates are judged, or were in the run whose decisions are repeated."""
+        return self.spike != "off" or self.replay is not None
+
+    @property
     def may_go_back(self) -> bool:
         """Whether the run may have to return to one of its checkpoints."""
         return self.spike == "rewind" or self.replay is not None

@@ -17,11 +17,21 @@ from cpt.training.state import State, Sums
 
 
 def jit_train_step(
-    model: Model, tx: optax.GradientTransformation, mesh: Mesh, shardings: State, accumulate: int, z_loss: float = 0.0
+    model: Model,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    shardings: tuple[Any, ...],
+    accumulate: int,
+    z_loss: float = 0.0,
 ) -> Any:
-    """`make_train_step` for `mesh`: jitted, the state donated and left where it lay, the sums on every device."""
+    """`make_train_step` for `mesh`: jitted, the state donated and left where it lay, the sums on every device.
+
+    Args:
+      shardings: of each argument; what comes from the host is put there by the program.
+    """
     step = make_train_step(model.on(mesh), tx, accumulate, z_loss)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
+    out_shardings = shardings[0], NamedSharding(mesh, PartitionSpec())
+    return jax.jit(step, donate_argnums=0, in_shardings=shardings, out_shardings=out_shardings)
 
 
 def make_train_step(

@@ -127,6 +127,12 @@ def test_any_order_of_queries_gives_the_same():
         for s in rng.permutation(400):
             assert np.array_equal(asked.counts_before(s), whole[s])
             assert np.array_equal(asked.counts_at(s), whole[s + 1] - whole[s])
+        several = rng.permutation(400)
+        assert np.array_equal(asked.counts_before(several), whole[several])
+        assert np.array_equal(asked.counts_at(several), whole[several + 1] - whole[several])
+        for wrong in ([-1, 3], [3, 401]):
+            with pytest.raises(IndexError, match=r"^step (-1|401): the allocation has the steps 0\.\.400"):
+                asked.counts_before(np.array(wrong))
 
 
 def test_answers_are_copies():

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpt.config import load
-from cpt.data.loader import Batches, start_at
+from cpt.data import loader
+from cpt.data.loader import Batches, read_ahead, start_at
 from cpt.data.mix import MixPlan
 from cpt.data.preparing import SourceSpec, open_sources
 from cpt.data.tokenizers._base import TokenizerSpec
@@ -132,19 +133,65 @@ def test_a_start_at_any_step_is_the_rest_of_the_stream(recipe, prefetch):
 @pytest.mark.parametrize("bad", [0, 1, 6, 7, 11])
 def test_what_cannot_be_read_is_an_error_at_its_turn(recipe, monkeypatch, bad):
     """Whatever is read along with it, the batches before it can be trained on."""
-    read = Batches.__getitem__
+    expected, read = [batches(recipe)[step] for step in range(12)], Batches.read
 
-    def torn(self, step):
-        if step == bad:
+    def torn(self, steps):
+        if bad in steps:
             raise DataError("torn")
-        return read(self, step)
+        return read(self, steps)
 
-    monkeypatch.setattr(Batches, "__getitem__", torn)
+    monkeypatch.setattr(Batches, "read", torn)
     stream = start_at(batches(recipe), 0, prefetch=40)
     for step in range(bad):
-        assert_same(next(stream), read(batches(recipe), step))
+        assert_same(next(stream), expected[step])
     with pytest.raises(DataError, match="torn"):
         next(stream)
+
+
+@pytest.mark.parametrize("hosts", [1, 4])
+def test_batches_read_together_are_those_read_alone(recipe, hosts):
+    """Over the edge of the phases too, where the mix changes and replay begins."""
+    for host in range(hosts):
+        mine = batches(recipe, host, hosts)
+        alone = [mine[step] for step in range(12)]
+        for first, last in itertools.combinations(range(13), 2):
+            together = mine.read(range(first, last))
+            assert len(together) == last - first
+            for got, expected in zip(together, alone[first:last], strict=True):
+                assert_same(got, expected)
+
+
+def test_what_is_read_ahead_is_seconds_of_updates_within_limits(recipe, monkeypatch):
+    mine = batches(recipe)
+    assert (
+        mine.bytes
+        == 3 * 4 * 8 * 32
+        == sum(v.nbytes for k, v in mine[0].items() if k not in ("targets_BxL", "source_B"))
+    )
+    assert batches(recipe, 0, 4).bytes == mine.bytes / 4  # a host counts its own rows
+    assert read_ahead(mine, None) == 4
+    assert [read_ahead(mine, s) for s in (1e-4, 0.3, 1.0, 2.4, 60.0)] == [64, 34, 10, 5, 4]
+    monkeypatch.setattr(loader, "READ_AHEAD_BYTES", 20 * mine.bytes)
+    assert [read_ahead(mine, s) for s in (1e-4, 0.3, 1.0)] == [20, 20, 10]
+    monkeypatch.setattr(loader, "READ_AHEAD_BYTES", mine.bytes)
+    assert read_ahead(mine, 1.0) == 4
+
+
+def test_more_is_read_ahead_where_updates_are_short(recipe, monkeypatch):
+    """The stream stays what it is when it is seen how soon batches are used."""
+    opened, reading = [], loader._reading
+
+    def noted(batches, step, end, ahead):
+        opened.append((step, ahead))
+        return reading(batches, step, end, ahead)
+
+    monkeypatch.setattr(loader, "_reading", noted)
+    monkeypatch.setattr(loader, "PACE", 3)
+    for got, expected in zip(start_at(batches(recipe), 1), [batches(recipe)[s] for s in range(1, 12)], strict=True):
+        assert_same(got, expected)
+    assert opened == [(1, 4), (6, 64)]  # three updates seen at step 4, and looked at when a third step begins
+    opened.clear()
+    assert len(list(start_at(batches(recipe), 1, prefetch=2))) == 11 and opened == [(1, 2)]
 
 
 @settings(max_examples=15, deadline=None)

@@ -7,6 +7,7 @@ import random
 import sys
 from collections import Counter
 from fractions import Fraction
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -230,6 +231,22 @@ def test_batches_do_not_depend_on_what_was_asked_before(plan, rng):
     assert read(again, order) == [expected[s] for s in order]
     last = plan.total_steps - 1
     assert read(MixPlan(plan, rows), [last]) == [expected[last]]
+
+
+@few
+@given(plans(several=True), st.randoms(use_true_random=False), st.sampled_from([1, 5, 2**18]))
+def test_batches_asked_for_together_are_those_asked_for_alone(plan, rng, old_rows):
+    """In any order, over phases, twice the same; however many old batches are looked at together for a replay."""
+    mix = MixPlan(plan, plenty(plan))
+    steps = rng.choices(range(plan.total_steps), k=min(plan.total_steps, 25))
+    some = np.array(sorted(rng.sample(range(mix.batch), min(3, mix.batch))))
+    with mock.patch("cpt.data.mix.OLD_ROWS", old_rows):
+        for rows in (None, some):
+            together = mix.batches_at(np.array(steps), rows)
+            for step, column_B, source_B, row_B in zip(steps, *together, strict=True):
+                expected = mix.batch_at(step, rows)
+                assert column_B.tolist() == expected[0].tolist() and row_B.tolist() == expected[2].tolist()
+                assert [mix.sources[i] for i in source_B] == expected[1]
 
 
 @few

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpt.data.permutation import KeyedPermutation
+from cpt.data.permutation import KeyedPermutation, KeyedPermutations
 
 
 def test_golden_orders():
@@ -43,6 +43,16 @@ def test_random_access_equals_the_whole_order():
     assert [int(p(np.array([i]))[0]) for i in (0, 5, 12_344)] == whole[[0, 5, 12_344]].tolist()
     assert np.array_equal(p(np.arange(12).reshape(3, 4)), whole[:12].reshape(3, 4)) and whole.dtype == np.int64
     assert p(np.array([], dtype=np.int64)).shape == (0,)
+
+
+@pytest.mark.parametrize("n", [1, 7, 16, 1104, 1_000_003])
+def test_several_keys_at_once_are_each_by_itself(n):
+    """Also where they are enciphered again, each a different number of times."""
+    keys, positions = ["a", "0/batch/1", 5, "5"], np.random.default_rng(0).integers(0, n, (4, 300))
+    together = KeyedPermutations(n, keys)(positions)
+    for key, of_key, asked in zip(keys, together, positions, strict=True):
+        assert np.array_equal(of_key, KeyedPermutation(n, key)(asked))
+    assert n < 16 or len({row.tobytes() for row in KeyedPermutations(n, keys)(np.tile(np.arange(16), (4, 1)))}) == 4
 
 
 def test_every_position_meets_every_row_equally_often():

@@ -13,8 +13,7 @@ from cpt.models.llama_spec import LlamaSpec
 from cpt.models.spec import ModelSpec
 from cpt.plan import resolve
 from cpt.training import sharding
-from cpt.training.compiled import abstract_batch
-from cpt.training.machine import make_machine
+from cpt.training.machine import abstract_batch, make_machine
 from cpt.training.sharding import run_attention_line, run_mesh
 
 H200 = Work("gpu", "NVIDIA H200", "bfloat16", heads=16, kv_heads=16, head_dim=64, length=2048, capability="9.0")

@@ -59,7 +59,7 @@ def train(plan: RunPlan, mesh: jax.sharding.Mesh) -> dict:
     batches, losses = host_batches(plan, data, check_data(plan, data)), []
     for step in range(UPDATES):
         batch = put_batch(mesh, batches[step], plan.spec.batch.sequences)
-        state, sums = machine.update(state, batch, *machine.inputs(step, None))
+        state, sums = machine.update(state, batch, *machine.inputs(step, plan.lr(step), None))
         losses.append(float(sums.objective))
     matrices = [x for x in jax.tree.leaves(machine.abstract.params) if len(x.shape) > 1]
     return {

@@ -26,7 +26,7 @@ import toy
 
 from cpt import config as c
 from cpt.plan import RunPlan, resolve
-from cpt.training.compiled import Collective, collectives, facts, loop_bodies, lower_update
+from cpt.training.compiled import Collective, collectives, facts, loop_bodies
 from cpt.training.machine import make_machine
 from cpt.training.sharding import device_mesh
 
@@ -103,7 +103,7 @@ def structure(name: str, mesh_name: str) -> Structure:
         plan = plan_of(name, folder)
         mesh = device_mesh(MESHES[mesh_name], jax.devices())
         options = {"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd-partitioning"}
-        compiled = lower_update(plan, mesh).compile({**options, "xla_backend_optimization_level": 0})
+        compiled = make_machine(plan, mesh).lower().compile({**options, "xla_backend_optimization_level": 0})
         text = next(Path(folder).glob("*train_step*after_spmd-partitioning*")).read_text()
     found = facts(compiled)
     sizes = lambda all_: Counter((x.kind, math.prod(dims)) for x in all_ for _, dims in x.shapes)  # noqa: E731

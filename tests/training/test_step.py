@@ -206,7 +206,7 @@ def test_z_loss_is_one_line_of_a_config(tmp_path):
         params = machine.model.init(jax.random.key(0))
         hidden_BxLxD = machine.model.apply(params, tokens_BxL)
         penalty = float(jnp.mean(jax.nn.logsumexp(hidden_BxLxD @ machine.model.head(params), axis=-1) ** 2))
-        _, sums = machine.update(State(params, machine.tx.init(params)), batch, *machine.inputs(0, None))
+        _, sums = machine.update(State(params, machine.tx.init(params)), batch, *machine.inputs(0, plan.lr(0), None))
         found.append((float(sums.objective), float(sums.nats_K.sum() / sums.tokens_K.sum())))
     (objective, loss), (with_term, same_loss) = found
     assert loss == same_loss == pytest.approx(objective, rel=1e-6)

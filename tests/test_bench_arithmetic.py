@@ -14,7 +14,7 @@ from cpt.bench.contention import TICK, Others, busy_s
 from cpt.bench.evaluation import dense_figures
 from cpt.bench.facts import stated_peak
 from cpt.bench.step import Round
-from cpt.bench.timing import Step, counted, exponent, figures, rates, ratio, steady_from
+from cpt.bench.timing import Step, counted, exponent, figures, paired, rates, ratio, steady_from
 from cpt.models.spec import ModelSpec, flops_per_token
 from cpt.training.accounting import BUCKETS, Account
 
@@ -281,15 +281,27 @@ def test_what_jax_compiles_is_heard_in_this_thread_only():
     assert account.seconds()["compile"] == heard
 
 
-def test_a_round_compares_each_turn_with_the_one_beside_it():
-    """The machine halves its speed from the second turn on, and in the third somebody else works: 1.1 all the same."""
-    trainer = [steps(1.1, 1.1, 1.1), steps(2.2, 2.2, 2.2), steps(2.2, 2.2, 2.2, 9.0, contended=(3,))]
-    bare = [steps(1, 1, 1), steps(2, 2, 2), steps(2, 2, 9.0, 2, contended=(2,))]
-    assert Round({"trainer": trainer, "bare": bare}, 0.0, {}).ratio("bare") == pytest.approx(1.1)
-    disturbed = Round({"trainer": [steps(4, 1, 1, contended=(0,))], "bare": [steps(1, 1, 1)]}, 0.0, {})
-    assert disturbed.ratio("bare") == 2.0  # too few were quiet: all are counted
-    now_and_then = Round({"trainer": [steps(*[1.0] * 9, 3.0)], "bare": [steps(*[1.0] * 10)]}, 0.0, {})
-    assert now_and_then.ratio("bare") == pytest.approx(1.2)  # what is done once in ten updates counts
+def test_a_round_compares_each_turn_with_those_around_it():
+    """The machine gets slower from turn to turn, and twice somebody else works: 1.1 all the same."""
+    trainer = [steps(1.65, 1.65, 1.65), steps(2.75, 2.75, 2.75, 9.0, contended=(3,))]
+    bare = [steps(1, 1, 1), steps(2, 2, 9.0, 2, contended=(2,)), steps(3, 3, 3)]
+    assert Round({"trainer": trainer, "bare": bare}, 0.0, {}).ratios("bare") == pytest.approx([1.1, 1.1])
+    disturbed = Round({"trainer": [steps(4, 1, 1, contended=(0,))], "bare": [steps(1, 1, 1)] * 2}, 0.0, {})
+    assert disturbed.ratios("bare") == [2.0]  # too few were quiet: all are counted
+    now_and_then = Round({"trainer": [steps(*[1.0] * 9, 3.0)], "bare": [steps(*[1.0] * 10)] * 2}, 0.0, {})
+    assert now_and_then.ratios("bare") == pytest.approx([1.2])  # what is done once in ten updates counts
+
+
+def test_the_ratio_of_many_turns_has_an_interval_that_holds_it():
+    assert paired([1.5]) == (1.5, [1.5, 1.5]) and paired([1.25] * 8) == (1.25, [1.25, 1.25])
+    assert paired([*[1.0] * 8, 0.1, 9.0])[0] == 1.0  # a turn that something happened in does not decide
+    rng, held, widths = np.random.default_rng(0), 0, []
+    for _ in range(200):
+        ratio, (low, high) = paired(rng.normal(1.02, 0.05, 50))
+        assert low <= ratio <= high
+        held += low <= 1.02 <= high
+        widths.append(high - low)
+    assert 180 <= held <= 198 and np.mean(widths) == pytest.approx(2 * 1.96 * 0.05 / 50**0.5, rel=0.15)
 
 
 def test_a_checkpoint_costs_what_its_updates_took_beyond_the_others():

@@ -48,9 +48,10 @@ def test_the_trainer_is_timed_beside_its_own_update_and_a_plain_loop(toy_plan):
         assert r["tokens_per_second"] == pytest.approx(8 * 32 / r["median_s"])
         assert 0 < r["of_matmul_causal"] < r["of_matmul_palm"]
         assert 0 < r["counted"] <= said["steps"]
-    assert said["steps"] == said["turn"] == 8  # one turn of each
+    assert said["steps"] == said["turn"] == 8  # one turn of the trainer, between two of each other
     for loop, ratios in said["ratios"].items():
         assert ratios == [said["ratio"][loop]] and 0.1 < ratios[0] < 20
+        assert said["ratio_ci95"][loop] == [ratios[0], ratios[0]]
     assert 0 <= said["data_stall"] < 1
     assert said["peak_memory_bytes"] > 10**7
     wall = said["buckets"].pop("wall")
@@ -71,7 +72,7 @@ def test_no_turn_of_others_is_in_a_step_of_the_trainer(toy_plan):
         return 1
 
     done = timed_round(plan, opened(plan, quiet), {"bare": Loop(slow, lambda: 1)}, 5, 3, 11, [{}] * 5)
-    assert len(calls) == 15 and [len(t) for t in done.turns["bare"]] == [4, 4, 4]
+    assert len(calls) == 20 and [len(t) for t in done.turns["bare"]] == [4, 4, 4, 4]
     assert [len(t) for t in done.turns["trainer"]] == [3, 3, 3]
     assert max(s.seconds for turn in done.turns["trainer"] for s in turn) < 0.45
     assert min(s.seconds for turn in done.turns["bare"] for s in turn[:-1]) >= 0.5

@@ -24,7 +24,7 @@ from rich.console import Console
 from cpt.bench.contention import Others
 from cpt.bench.facts import matmul_rate, peak_memory, stated_peak
 from cpt.bench.stamps import KIND, calling, read
-from cpt.bench.timing import FEWEST_QUIET, Step, figures, rates
+from cpt.bench.timing import FEWEST_QUIET, Step, figures, paired, rates
 from cpt.bench.updates import Updates, opened, shortened
 from cpt.data.loader import PACE, READ_AHEAD
 from cpt.models import base
@@ -38,7 +38,7 @@ from cpt.training.loop import train
 from cpt.training.workdir import claim, prepare_workdir
 
 WARM_UP = 5  # updates at the start of each round that are not looked at (compilation, caches)
-STRETCH = 20  # updates in a turn that are looked at
+STRETCH = 10  # updates in a turn that are looked at
 LEAD_IN = 2  # and those before them, until the next update is always on its way again
 
 
@@ -60,7 +60,7 @@ class Round:
     """What a run of the trainer showed.
 
     Attributes:
-      turns: by loop, the steps of each of its turns.
+      turns: by loop, the steps of each of its turns. Those of the trainer lie between two of each other loop.
       stall: of the time of the trainer's steps, the share in which it waited for data.
       buckets: seconds of its run by bucket and, as `wall`, by a clock of its own; without the turns of others.
     """
@@ -69,14 +69,15 @@ class Round:
     stall: float
     buckets: dict[str, float]
 
-    def ratio(self, name: str) -> float:
-        """Median over the turns of the time of the trainer's over that of another loop's.
+    def ratios(self, name: str) -> list[float]:
+        """Per turn of the trainer, its time over that of another loop in the turns before and after it.
 
-        Of a turn the mean counts: what is done once in several updates (batches are read and rows written several at a
-        time) is in no single one.
+        So a machine that becomes slower or faster meanwhile is in both. Of a turn the mean counts: what is done once in
+        several updates (batches are read and rows written several at a time) is in no single one.
         """
-        pairs = zip(self.turns["trainer"], self.turns[name], strict=True)
-        return float(np.median([_mean(mine) / _mean(other) for mine, other in pairs]))
+        others = [_mean(turn) for turn in self.turns[name]]
+        mine = [_mean(turn) for turn in self.turns["trainer"]]
+        return [2 * m / (a + b) for m, (a, b) in zip(mine, itertools.pairwise(others), strict=True)]
 
 
 def bench_step(plan: RunPlan, steps: int, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def bench_step(plan: RunPlan, steps: int, rounds: int, say: Callable[[str], None
     Args:
       plan: a run; only its first phase is trained, without evaluations and checkpoints.
       steps: updates per round and loop.
-      rounds: runs of the trainer with others; the ratio is the median over the turns of each.
+      rounds: runs of the trainer with others; the ratio is over the turns of all of them.
     """
     turn = min(STRETCH, steps)
     turns = max(steps // turn, 1)
@@ -108,7 +109,7 @@ def bench_step(plan: RunPlan, steps: int, rounds: int, say: Callable[[str], None
             timed_turn(loop, batches)
         done.append(timed_round(plan, data, loops, LEAD_IN + turn, turns, ahead + WARM_UP, batches))
         matmuls.append(matmul_rate(plan.spec.model.compute_dtype))
-        said = ", ".join(f"trainer/{name} {done[-1].ratio(name):.3f}" for name in loops)
+        said = ", ".join(f"trainer/{name} {paired(done[-1].ratios(name))[0]:.3f}" for name in loops)
         say(f"round {i + 1}/{rounds}: {said}")
     tokens, matmul = plan.phases[0].tokens_per_step, max(matmuls) * jax.device_count()
     palm, causal = (tokens * flops_per_token(plan.spec.model, plan.spec.batch.length, a) for a in ("palm", "causal"))
@@ -118,7 +119,7 @@ def bench_step(plan: RunPlan, steps: int, rounds: int, say: Callable[[str], None
     for name in ("trainer", *loops):
         said = figures([step for r in done for steps in r.turns[name] for step in steps])
         loops_said[name] = said | rates(said["median_s"], tokens, palm, causal, peak, matmul)
-    ratios = {name: [r.ratio(name) for r in done] for name in loops}
+    ratios = {name: [ratio for r in done for ratio in r.ratios(name)] for name in loops}
     return {
         "config": plan.name,
         "steps": turns * turn,
@@ -126,7 +127,8 @@ def bench_step(plan: RunPlan, steps: int, rounds: int, say: Callable[[str], None
         "flops_per_step": {"palm": palm, "causal": causal},
         "matmul_gflops_per_second": matmul / 1e9,
         "stated_peak_gflops_per_second": peak and peak / 1e9,
-        "ratio": {name: float(np.median(of)) for name, of in ratios.items()},
+        "ratio": {name: paired(of)[0] for name, of in ratios.items()},
+        "ratio_ci95": {name: paired(of)[1] for name, of in ratios.items()},
         "ratios": ratios,
         "data_stall": alone.stall,
         "buckets": alone.buckets,
@@ -155,7 +157,7 @@ def timed_round(
     Args:
       loops: the others; none for a run without pauses.
       length: of a turn, in updates; the first `LEAD_IN` are not looked at.
-      turns: of each.
+      turns: of the trainer; the others have one more.
       first: update after which they begin.
       batches: of a turn of the others.
     """
@@ -164,7 +166,7 @@ def timed_round(
 
     def others_take_their_turn(update: int) -> None:
         nonlocal stood_s
-        if not loops or (update - first) % length or not 0 <= (update - first) // length < turns:
+        if not loops or (update - first) % length or not 0 <= (update - first) // length <= turns:
             return
         began = time.monotonic()
         for name in list(loops)[:: 1 if len(spans["bare"]) % 2 == 0 else -1]:

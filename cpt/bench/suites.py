@@ -84,7 +84,7 @@ def step(ask: Ask) -> dict[str, Any]:
     wall = seconds.pop("wall")
     ask.say(
         f"matmul rate, same run: {result['matmul_gflops_per_second']:.0f} GFLOP/s · "
-        + " · ".join(f"trainer/{n}: {r:.3f} ({_listed(result['ratios'][n])})" for n, r in result["ratio"].items())
+        + " · ".join(f"trainer/{n}: {_with_interval(result, n)}" for n in result["ratio"])
     )
     ask.say(
         f"data stall {100 * result['data_stall']:.2f} % · peak memory {result['peak_memory_bytes'] / 1e6:,.0f} MB · "
@@ -261,5 +261,7 @@ def every(ask: Ask, arguments: list[str]) -> dict[str, Any]:
     return {"exit_codes": codes}
 
 
-def _listed(ratios: Sequence[float]) -> str:
-    return ", ".join(f"{r:.3f}" for r in ratios)
+def _with_interval(result: dict[str, Any], name: str) -> str:
+    low, high = result["ratio_ci95"][name]
+    turns = len(result["ratios"][name])
+    return f"{result['ratio'][name]:.3f} (95 % {low:.3f} to {high:.3f}, {turns} turns)"

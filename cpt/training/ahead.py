@@ -1,10 +1,9 @@
-"""Compile a program in a thread while the rest of a start (data, checkpoint, the first evaluation) goes on."""
+"""Compile a program in a thread while the rest of a start (checkpoint, evaluation sets, their program) goes on."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,12 +16,15 @@ WAITED = "/jax/core/compile/waited_for_ahead"  # as JAX names what it compiles, 
 class CompiledAhead:
     """A program that is being compiled from here on; to be called with what it was lowered for.
 
+    Only the compiler works in the thread: it leaves Python to others. Tracing would not, and its caller's contexts, and
+    in Python 3.11 two threads that parse Python's syntax, would come into it.
+
     Args:
-      lower: traces and lowers it.
+      lowered: the program.
     """
 
-    def __init__(self, lower: Callable[[], jax.stages.Lowered]):
-        self._lower, self._compiled = lower, None
+    def __init__(self, lowered: jax.stages.Lowered):
+        self._lowered, self._compiled = lowered, None
         self._error: BaseException | None = None
         # Not a daemon: the interpreter must not end under the feet of the compiler. `cpt.cli` leaves without waiting.
         self._thread = threading.Thread(target=self._compile, name=COMPILER)
@@ -42,8 +44,14 @@ class CompiledAhead:
         if self._error is not None:
             raise self._error
 
+    def wait_if_it_measures(self) -> None:
+        """`wait` on a GPU: its compiler times kernels to choose among them, beside which nothing should compute."""
+        if jax.default_backend() == "gpu":
+            self.wait()
+
     def _compile(self) -> None:
         try:
-            self._compiled = self._lower().compile()
+            self._compiled = self._lowered.compile()
         except BaseException as e:  # told to whoever calls
             self._error = e
+        self._lowered = None

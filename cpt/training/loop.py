@@ -29,7 +29,7 @@ from cpt.training.faults import reason
 from cpt.training.feed import Data, check_data, decided_mix, host_batches, identity, read_batches
 from cpt.training.guard import Guard
 from cpt.training.initialise import go_back, initial_state, params_at
-from cpt.training.machine import Machine, make_machine
+from cpt.training.machine import make_machine
 from cpt.training.maintenance import MaintenanceWatch
 from cpt.training.precedence import undisturbed
 from cpt.training.preservation import checkpoints_of, run_at
@@ -53,19 +53,11 @@ class Outcome:
     stopped_by: str | None
 
 
-def train(
-    plan: RunPlan,
-    data: Data,
-    workdir: Path,
-    console: Console,
-    account: Account | None = None,
-    machine: Machine | None = None,
-) -> Outcome:
+def train(plan: RunPlan, data: Data, workdir: Path, console: Console, account: Account | None = None) -> Outcome:
     """Train `plan` from wherever `workdir` stands to its end, or until a signal asks to stop.
 
     Args:
       account: of the time, where the caller has begun one.
-      machine: of the plan, where the caller has begun to compile it.
 
     Raises:
       DataError, ConfigError: data, mesh or plan do not fit, found before anything is compiled.
@@ -73,11 +65,8 @@ def train(
     """
     spec, account = plan.spec, account or Account()
     mix = check_data(plan, data)
-    machine = machine or make_machine(plan).compiling()
+    machine = make_machine(plan).compiling()  # while the state is restored and the first evaluation compiles
     mesh, rows = machine.mesh, host_rows(machine.mesh, spec.batch.sequences)
-
-    if jax.default_backend() == "gpu":  # whose compiler times kernels: nothing else may use the device meanwhile
-        machine.update.wait()
 
     # ---- where the run stands ----
     say = lambda line, **style: console.print(line, highlight=False, soft_wrap=True, **style)  # noqa: E731
@@ -124,6 +113,7 @@ def train(
         recorder.resume_clock()
 
     # ---- the loop ----
+    machine.update.wait_if_it_measures()
     step = start
     batches = keeping(rest, lambda: save(step, ("rolling",), last=True))
     with (
@@ -164,15 +154,10 @@ def train(
                 with recorder.aside():
                     state = machine.switch[step](state)
             with account.to("data"):
-                waited = time.monotonic()
-                read = next(batches)
-                data_wait_s = time.monotonic() - waited
+                read, data_wait_s = next(batches)
             with account.to("step"):
-                lr = plan.lr(step)
-                batch = put_batch(mesh, read, spec.batch.sequences) | requests.asked()
-                given = machine.inputs(step, lr, guard.limits(step))
-                with jax.transfer_guard_host_to_device("allow"):  # of a process alone, the update brings them over
-                    state, sums = machine.update(state, batch, *given)
+                lr, batch = plan.lr(step), put_batch(mesh, read, spec.batch.sequences) | requests.asked()
+                state, sums = machine.dispatch(step, state, batch, lr, guard.limits(step))
             recorder.trained(step, sums, lr, data_wait_s)
         with account.to("eval"):
             snapshots.settle()
@@ -184,10 +169,18 @@ def train(
     return Outcome(step, stopping)
 
 
-def keeping(batches: Iterator[dict[str, np.ndarray]], save: Callable[[], None]) -> Iterator[dict[str, np.ndarray]]:
-    """The batches; where one cannot be read any more (a disk went away), what was trained is saved before the error."""
+def keeping(
+    batches: Iterator[dict[str, np.ndarray]], save: Callable[[], None]
+) -> Iterator[tuple[dict[str, np.ndarray], float]]:
+    """The batches, and the seconds that each was waited for.
+
+    Where one cannot be read any more (a disk went away), what was trained is saved before the error.
+    """
     try:
-        yield from batches
+        begun = time.monotonic()
+        for batch in batches:
+            yield batch, time.monotonic() - begun
+            begun = time.monotonic()
     except DataError:
         if here().count == 1:  # the other processes are already waiting in the update
             with contextlib.suppress(RunError):  # that it could not be saved was said; why reading failed is not yet

@@ -18,7 +18,7 @@ from cpt.plan import RunPlan
 from cpt.training.ahead import CompiledAhead
 from cpt.training.requests import asked
 from cpt.training.sharding import batch_sharding, optimizer_shardings, parameter_shardings, replicate, run_mesh
-from cpt.training.state import State
+from cpt.training.state import State, Sums
 from cpt.training.step import jit_train_step
 
 Switch = Callable[[State], State]
@@ -55,9 +55,21 @@ class Machine:
             extra |= {"loss_limit": np.float32(limits[0]), "norm_limit": np.float32(limits[1])}
         return replicate(self.mesh, (np.float32(lr), multipliers(self.plan, step), extra))
 
+    def dispatch(
+        self, step: int, state: State, batch: dict[str, Any], lr: float, limits: tuple[float, float] | None
+    ) -> tuple[State, Sums]:
+        """Dispatch update `step`; the state that is given is gone.
+
+        Args:
+          batch: of `put_batch`.
+        """
+        given = self.inputs(step, lr, limits)
+        with jax.transfer_guard_host_to_device("allow"):  # in a process alone, it is the update that moves them
+            return self.update(state, batch, *given)
+
     def compiling(self) -> Machine:
         """The same, whose update a thread compiles from now on: its call takes nothing but what `given` says."""
-        return replace(self, update=CompiledAhead(self.lower))
+        return replace(self, update=CompiledAhead(self.lower()))
 
     def lower(self) -> jax.stages.Lowered:
         """The update before the compiler; nothing is allocated."""

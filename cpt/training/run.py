@@ -24,7 +24,6 @@ from cpt.training.branches import branch_plans, finished
 from cpt.training.feed import Data
 from cpt.training.loggers import check_loggers
 from cpt.training.loop import Outcome, train
-from cpt.training.machine import make_machine
 from cpt.training.processes import here
 from cpt.training.selfcheck import selfcheck
 from cpt.training.workdir import prepare_workdir
@@ -44,7 +43,6 @@ def _run(plan: RunPlan, workdir: Path, console: Console, account: Account) -> Ou
     if here().first:
         check_loggers(plan.spec.loggers)
     selfcheck()
-    machine = make_machine(plan).compiling()
     data = open_data(plan, say)
     sources, tokenizer = data.sources, data.tokenizer
     for line in overlap_lines(plan, sources):
@@ -52,7 +50,7 @@ def _run(plan: RunPlan, workdir: Path, console: Console, account: Account) -> Ou
     before = seconds_before(workdir)
     which = None if tokenizer is None else tokenizer.hash
     write_environment(workdir, started, 0.0, 0, before, which)
-    outcome = train(plan, data, workdir, console, account, machine)
+    outcome = train(plan, data, workdir, console, account)
     busy_s = {k: v + before.get(k, 0.0) for k, v in account.seconds().items()}
     write_environment(workdir, started, time.time() - started, outcome.step, busy_s, which)
     for folder, child in branch_plans(plan, workdir).items():

@@ -19,9 +19,21 @@ from cpt.training.ahead import CompiledAhead
 SHAPE = jax.ShapeDtypeStruct((3,), jnp.float32)
 
 
+class Lowered:
+    """A lowered program whose compiler waits, or fails."""
+
+    def __init__(self, function=lambda x: x + 1, go_on=None, error=None):
+        self.lowered, self.go_on, self.error = jax.jit(function).lower(SHAPE), go_on, error
+
+    def compile(self):
+        assert self.go_on is None or self.go_on.wait(60)
+        if self.error is not None:
+            raise self.error
+        return self.lowered.compile()
+
+
 def test_it_is_the_program_that_was_lowered():
-    double = jax.jit(lambda x: 2 * x)
-    ahead = CompiledAhead(lambda: double.lower(SHAPE))
+    ahead = CompiledAhead(jax.jit(lambda x: 2 * x).lower(SHAPE))
     assert ahead(np.arange(3, dtype=np.float32)).tolist() == [0, 2, 4]
     with pytest.raises(TypeError, match="4"):  # compiled for what it was lowered for, and nothing else
         ahead(np.arange(4, dtype=np.float32))
@@ -29,12 +41,7 @@ def test_it_is_the_program_that_was_lowered():
 
 def test_the_caller_goes_on_while_it_is_compiled_and_waits_for_it_where_it_calls():
     go_on = threading.Event()
-
-    def lower():
-        assert go_on.wait(60)
-        return jax.jit(lambda x: x + 1).lower(SHAPE)
-
-    ahead = CompiledAhead(lower)
+    ahead = CompiledAhead(Lowered(go_on=go_on))
     assert any(t.name == COMPILER and not t.daemon for t in threading.enumerate())
     with Account().watching() as account:
         threading.Timer(0.3, go_on.set).start()
@@ -45,10 +52,7 @@ def test_the_caller_goes_on_while_it_is_compiled_and_waits_for_it_where_it_calls
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_what_goes_wrong_is_raised_where_it_is_called(times):
-    def lower():
-        raise ValueError("no such layout")
-
-    ahead = CompiledAhead(lower)
+    ahead = CompiledAhead(Lowered(error=ValueError("no such layout")))
     for _ in range(times):
         with pytest.raises(ValueError, match="no such layout"):
             ahead(np.zeros(3, np.float32))

@@ -26,10 +26,15 @@ Main = Callable[[list[str]], int | None]
 
 def run(main: Main, verbs: Sequence[str] = ()) -> None:
     """Run `main` as a command and leave the process with its exit code; `verbs`: see `call`."""
-    code = call(main, sys.argv, verbs=verbs)
-    if any(thread.name == COMPILER for thread in threading.enumerate()):  # for a run that a mistake ended
+    try:
+        code = call(main, sys.argv, verbs=verbs)
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    if code and any(thread.name == COMPILER for thread in threading.enumerate()):
+        sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(code)  # an orderly exit would wait until what nobody will call is compiled
     sys.exit(code)
 
 

@@ -15,7 +15,7 @@ AT_LEAST_S, AT_LEAST = 1.0, 3  # measured per point
 
 def update_seconds(spec: ModelSpec, length: int, columns: int = 1, at_least_s: float = AT_LEAST_S) -> float:
     """The fastest of some updates on random rows: what the machine does beside can only add to it."""
-    updates = Updates(synthetic(spec, ROWS, length), columns=columns)
+    updates = Updates(synthetic(spec, ROWS, length, sources=columns))
     rows_BxM = np.random.default_rng(0).integers(0, spec.vocab_size, (ROWS, length + 1), np.int32)
     batch = as_batch(rows_BxM) | {"source_B": np.arange(ROWS, dtype=np.int32) % columns}
     took: list[float] = []

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cpt import config as c
-from cpt.data.loader import Batches, start_at
+from cpt.data.loader import PACE, Batches, start_at
 from cpt.data.megatron import Writer
 from cpt.data.mix import MixPlan
 from cpt.data.store import TokenStore
@@ -93,7 +93,7 @@ def _first_batch(plan: RunPlan, stores: dict[str, TokenStore], step: int) -> flo
 
 def _throughput(plan: RunPlan, stores: dict[str, TokenStore], step: int, seconds: float) -> float:
     batches = start_at(_batches(plan, stores), step)
-    for _ in range(8):
+    for _ in range(2 * PACE):  # until it is seen how soon they are used
         next(batches)
     begin = time.perf_counter()
     for done in itertools.count(1):

@@ -24,9 +24,9 @@ from rich.console import Console
 from cpt.bench.contention import Others
 from cpt.bench.facts import matmul_rate, peak_memory, stated_peak
 from cpt.bench.stamps import KIND, calling, read
-from cpt.bench.timing import FEWEST_QUIET, Step, figures, paired, rates
+from cpt.bench.timing import FEWEST_QUIET, Step, figures, over_rounds, rates
 from cpt.bench.updates import Updates, opened, shortened
-from cpt.data.loader import PACE, READ_AHEAD
+from cpt.data.loader import PACE, Batches, read_ahead
 from cpt.models import base
 from cpt.models.spec import flops_per_token
 from cpt.objectives.linear_cross_entropy import linear_cross_entropy
@@ -94,22 +94,24 @@ def bench_step(plan: RunPlan, steps: int, rounds: int, say: Callable[[str], None
     """
     turn = min(STRETCH, steps)
     turns = max(steps // turn, 1)
-    # What is read ahead is in no figure: it was read while others compiled, and at the end of a run nothing is read.
-    ahead = READ_AHEAD[1] + PACE
-    plan = shortened(plan, 2 * ahead + WARM_UP + turns * (LEAD_IN + turn), (KIND,))
-    data = opened(plan, say)
-    alone = timed_round(plan, data, {}, LEAD_IN + turn, turns, ahead + WARM_UP)
+    few = shortened(plan, LEAD_IN + turn)
+    data = opened(few, say)
+    batches = host_batches(few, data, check_data(few, data))
+    ahead = read_ahead(batches, update_seconds(few, data, batches))
+    # What is read ahead is in no figure: it is read while others compile, and at the end of a run nothing is read.
+    first = PACE + ahead + WARM_UP
+    plan = shortened(plan, first + turns * (LEAD_IN + turn) + 2 * ahead, (KIND,))
+    alone = timed_round(plan, data, {}, LEAD_IN + turn, turns, first)
     peak_bytes = peak_memory()
-    batches = host_batches(plan, data, check_data(plan, data))
     batches = [batches[t] for t in range(LEAD_IN + turn)]
     loops = {"bare": bare_loop(plan, data), "plain": plain_loop(plan)}
     done, matmuls = [], []
     for i in range(rounds):
         for loop in loops.values():  # compiles, or warms the caches again
             timed_turn(loop, batches)
-        done.append(timed_round(plan, data, loops, LEAD_IN + turn, turns, ahead + WARM_UP, batches))
+        done.append(timed_round(plan, data, loops, LEAD_IN + turn, turns, first, batches))
         matmuls.append(matmul_rate(plan.spec.model.compute_dtype))
-        said = ", ".join(f"trainer/{name} {paired(done[-1].ratios(name))[0]:.3f}" for name in loops)
+        said = ", ".join(f"trainer/{name} {over_rounds([done[-1].ratios(name)])[0]:.3f}" for name in loops)
         say(f"round {i + 1}/{rounds}: {said}")
     tokens, matmul = plan.phases[0].tokens_per_step, max(matmuls) * jax.device_count()
     palm, causal = (tokens * flops_per_token(plan.spec.model, plan.spec.batch.length, a) for a in ("palm", "causal"))
@@ -119,7 +121,8 @@ def bench_step(plan: RunPlan, steps: int, rounds: int, say: Callable[[str], None
     for name in ("trainer", *loops):
         said = figures([step for r in done for steps in r.turns[name] for step in steps])
         loops_said[name] = said | rates(said["median_s"], tokens, palm, causal, peak, matmul)
-    ratios = {name: [ratio for r in done for ratio in r.ratios(name)] for name in loops}
+    ratios = {name: [r.ratios(name) for r in done] for name in loops}
+    over = {name: over_rounds(of) for name, of in ratios.items()}
     return {
         "config": plan.name,
         "steps": turns * turn,
@@ -127,14 +130,21 @@ def bench_step(plan: RunPlan, steps: int, rounds: int, say: Callable[[str], None
         "flops_per_step": {"palm": palm, "causal": causal},
         "matmul_gflops_per_second": matmul / 1e9,
         "stated_peak_gflops_per_second": peak and peak / 1e9,
-        "ratio": {name: paired(of)[0] for name, of in ratios.items()},
-        "ratio_ci95": {name: paired(of)[1] for name, of in ratios.items()},
+        "ratio": {name: ratio for name, (ratio, _) in over.items()},
+        "ratio_ci95": {name: interval for name, (_, interval) in over.items()},
+        "ratio_of_all": {name: float(np.mean(of)) for name, of in ratios.items()},
         "ratios": ratios,
         "data_stall": alone.stall,
         "buckets": alone.buckets,
         "peak_memory_bytes": peak_bytes,
         **loops_said,
     }
+
+
+def update_seconds(plan: RunPlan, data: Data, batches: Batches) -> float:
+    """Of the bare update, roughly."""
+    loop = bare_loop(plan, data)
+    return float(np.median([end - begin for begin, end in timed_turn(loop, list(batches))[1:]]))
 
 
 def _mean(steps: list[Step]) -> float:

@@ -262,6 +262,7 @@ def every(ask: Ask, arguments: list[str]) -> dict[str, Any]:
 
 
 def _with_interval(result: dict[str, Any], name: str) -> str:
-    low, high = result["ratio_ci95"][name]
-    turns = len(result["ratios"][name])
-    return f"{result['ratio'][name]:.3f} (95 % {low:.3f} to {high:.3f}, {turns} turns)"
+    interval, rounds = result["ratio_ci95"][name], result["ratios"][name]
+    within = f"95 % {interval[0]:.3f} to {interval[1]:.3f}, " if interval else ""
+    of = f"{len(rounds)} rounds of {len(rounds[0])} turns; of all turns {result['ratio_of_all'][name]:.3f}"
+    return f"{result['ratio'][name]:.3f} ({within}{of})"

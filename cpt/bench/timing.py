@@ -105,14 +105,19 @@ def ratio(ours: Sequence[Step], theirs: Sequence[Step]) -> float:
     return float(np.median([b.seconds for _, b in used]) / np.median([a.seconds for a, _ in used]))
 
 
-def paired(ratios: Sequence[float]) -> tuple[float, list[float]]:
-    """Mean of the ratios of many turns without the tenth at either end, and its 95 % bootstrap interval."""
-    mean = lambda of: stats.trim_mean(of, 0.1, axis=-1)  # noqa: E731
-    if len(ratios) < 2:
-        return float(mean(ratios)), [float(mean(ratios))] * 2
-    rng = np.random.default_rng(0)
-    drawn = mean(rng.choice(np.asarray(ratios), (2000, len(ratios))))
-    return float(mean(ratios)), np.quantile(drawn, [0.025, 0.975]).tolist()
+def over_rounds(ratios: Sequence[Sequence[float]]) -> tuple[float, list[float] | None]:
+    """The mean ratio of rounds of turns, and its 95 % interval by Student's t over the rounds.
+
+    Of a round the mean counts without the tenth of its turns at either end. Turns beside each other share what they are
+    compared with, and a round has a state of the machine of its own: so it is rounds that vary independently, and one
+    alone has no interval.
+    """
+    means = [float(stats.trim_mean(of, 0.1)) for of in ratios]
+    mean = float(np.mean(means))
+    if len(means) < 2:
+        return mean, None
+    half = float(stats.t.ppf(0.975, len(means) - 1) * stats.sem(means))
+    return mean, [mean - half, mean + half]
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:

@@ -17,7 +17,7 @@ from cpt.models.spec import DecoderSpec
 from cpt.plan import RunPlan, resolve
 from cpt.training.feed import Data, check_data, host_batches
 from cpt.training.machine import make_machine
-from cpt.training.sharding import host_rows, put_batch, replicate
+from cpt.training.sharding import host_rows, put_batch
 from cpt.training.state import State, Sums
 from cpt.units import Duration
 
@@ -46,21 +46,25 @@ def opened(plan: RunPlan, say: Callable[[str], None]) -> Data:
     return Data(*open_sources(plan.spec.sources, plan.spec.tokenizer, Path(plan.spec.stores), say))
 
 
-def synthetic(spec: DecoderSpec, sequences: int, length: int, accumulate: int = 1, **optimizer: Any) -> RunPlan:
-    """A run of one phase at a constant learning rate, whose one source is never read: batches are given to `Updates`.
+def synthetic(
+    spec: DecoderSpec, sequences: int, length: int, accumulate: int = 1, sources: int = 1, **optimizer: Any
+) -> RunPlan:
+    """A run of one phase at a constant learning rate, whose sources are never read: batches are given to `Updates`.
 
     Args:
+      sources: how many, in equal parts.
       optimizer: fields of its section; `lr` as well.
     """
     given = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}
+    names = [f"none-{i}" for i in range(sources)]
     rate = c.lr(kind="constant", value=optimizer.pop("lr", 1e-3))
     run = c.run(
         name="synthetic",
         model=c.model(**given),
         batch=c.batch(sequences=sequences, length=length, accumulate=accumulate),
-        sources={"none": c.source(store="none", epochs=1e9)},
+        sources={name: c.source(store=name, epochs=1e9) for name in names},
         order=("only",),
-        phases={"only": c.phase(steps=10**9, mix={"none": 1.0}, lr=rate)},
+        phases={"only": c.phase(steps=10**9, mix=dict.fromkeys(names, 1.0 / sources), lr=rate)},
         optimizer=c.optimizer(**optimizer),
     )
     return resolve(c.load(run))
@@ -86,7 +90,6 @@ class Updates:
     Args:
       data, mix: what is read; None where `one` is given all batches.
       params: to start from; drawn from the plan's seed by default.
-      columns: of the mix, where the batches that are given have other ones than the plan.
     """
 
     def __init__(
@@ -95,10 +98,9 @@ class Updates:
         data: Data | None = None,
         mix: MixPlan | None = None,
         params: Any = None,
-        columns: int | None = None,
     ):
         self.machine, self.step, self._before = make_machine(plan), 0, None
-        self.sequences, self.columns = plan.spec.batch.sequences, columns
+        self.sequences = plan.spec.batch.sequences
         if data is not None:
             mix = check_data(plan, data) if mix is None else mix
             self.batches = host_batches(plan, data, mix, host_rows(self.machine.mesh, self.sequences))
@@ -113,11 +115,7 @@ class Updates:
         """Dispatch one update; waits for the one before and returns its sums, fetched."""
         batch = self.batches[self.step] if batch is None else batch
         batch = put_batch(self.machine.mesh, batch, self.sequences)
-        lr, multipliers_K, extra = self.machine.inputs(self.step, self.machine.plan.lr(self.step), None)
-        if self.columns is not None:
-            multipliers_K = replicate(self.machine.mesh, np.ones(self.columns, np.float32))
-        with jax.transfer_guard_host_to_device("allow"):  # as in the training loop
-            self.state, sums = self.machine.update(self.state, batch, lr, multipliers_K, extra)
+        self.state, sums = self.machine.dispatch(self.step, self.state, batch, self.machine.plan.lr(self.step), None)
         before, self._before, self.step = self._before, sums, self.step + 1
         return None if before is None else jax.device_get(before)
 

@@ -32,7 +32,7 @@ class Batches:
         where that takes seconds, but nobody reads a terabyte first.
 
     Attributes:
-      bytes: of a batch in memory.
+      bytes: that each batch takes: ids, which targets share, and segments.
     """
 
     def __init__(
@@ -47,8 +47,10 @@ class Batches:
         self.vocab_size = np.iinfo(np.int32).max if vocab_size is None else vocab_size
         self.mine = slice(None) if rows is None else rows
         self.length = mix.plan.spec.batch.length
-        arrays = 2 if end_of_document is None else 3  # ids, which targets share, weights and segments, of 4 bytes each
-        self.bytes = 4 * arrays * self.length * len(np.arange(mix.batch)[self.mine])
+        rows = len(np.arange(mix.batch)[self.mine])
+        self._ones_BxL = np.ones((rows, self.length), np.float32)  # weights, of all batches
+        self._ones_BxL.flags.writeable = False
+        self.bytes = 4 * rows * self.length * (1 if end_of_document is None else 2)
 
     def __len__(self) -> int:
         return self.mix.plan.total_steps
@@ -73,12 +75,12 @@ class Batches:
         arrays = {
             "tokens_BxL": window_SxBxM[:, :, :-1],
             "targets_BxL": window_SxBxM[:, :, 1:],
-            "weights_BxL": np.ones((*row_SxB.shape, self.length), np.float32),
+            "weights_BxL": [self._ones_BxL] * len(steps),
             "source_B": column_SxB.astype(np.int32),
         }
         if self.end_of_document is not None:
             ends_SxBxL = arrays["tokens_BxL"] == self.end_of_document
-            arrays["segments_BxL"] = (np.cumsum(ends_SxBxL, axis=2) - ends_SxBxL).astype(np.int32)
+            arrays["segments_BxL"] = np.cumsum(ends_SxBxL, axis=2, dtype=np.int32) - ends_SxBxL
         return [{name: of_S[s] for name, of_S in arrays.items()} for s in range(len(steps))]
 
     def _refuse(self, window_SxBxM: np.ndarray, source_SxB: np.ndarray, row_SxB: np.ndarray) -> None:
@@ -151,29 +153,40 @@ def read_ahead(batches: Batches, update_s: float | None) -> int:
 
 
 def start_at(
-    batches: Batches, step: int, prefetch: int | None = None, stop: int | None = None
+    batches: Batches,
+    step: int,
+    prefetch: int | None = None,
+    stop: int | None = None,
+    used_s: deque[float] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The batches from `step` to `stop` (the end of the plan), some of them read ahead by threads.
 
     Args:
-      prefetch: how many; by default as many as `read_ahead` says, once it is seen how soon they are used. Besides
-        those, what is left of the read before is held: a quarter of them at most.
+      prefetch: how many; by default half as many as `read_ahead` says at least, once it is seen how soon they are used.
+        Besides those, what is left of the read before is held: a quarter of them at most.
+      used_s: seconds that each batch was used for, up to now; those of these batches are added.
     """
     end = len(batches) if stop is None else min(stop, len(batches))
-    used_s: deque[float] = deque(maxlen=PACE)
-    ahead = prefetch or read_ahead(batches, None)
+    used_s = deque() if used_s is None else used_s
+    ahead = wanted = read_ahead(batches, pace(used_s)) if prefetch is None else prefetch
     while step < end:
-        wanted = ahead
         for batch in _reading(batches, step, end, ahead):
             began = time.monotonic()
             yield batch
             used_s.append(time.monotonic() - began)
             step += 1
-            if prefetch is None and step % PACE == 0 and len(used_s) == PACE:
-                wanted = read_ahead(batches, statistics.median(used_s))
+            if prefetch is None and step % PACE == 0:
+                wanted = read_ahead(batches, pace(used_s))
                 if wanted >= 2 * ahead:
                     break  # what was read ahead so far is read again: little, and seldom
         ahead = wanted
+
+
+def pace(used_s: deque[float]) -> float | None:
+    """Median of the last `PACE` of them; None where there are fewer. Older ones are dropped."""
+    while len(used_s) > PACE:
+        used_s.popleft()
+    return statistics.median(used_s) if len(used_s) == PACE else None
 
 
 def _reading(batches: Batches, step: int, end: int, ahead: int) -> Iterator[dict[str, np.ndarray]]:

@@ -45,7 +45,11 @@ class CompiledAhead:
             raise self._error
 
     def wait_if_it_measures(self) -> None:
-        """`wait` on a GPU: its compiler times kernels to choose among them, beside which nothing should compute."""
+        """`wait` on a GPU, before something computes for long there.
+
+        Its compiler times kernels to choose among them. XLA holds back what is launched meanwhile, but not what was
+        launched before, and the choice is kept for all later starts.
+        """
         if jax.default_backend() == "gpu":
             self.wait()
 

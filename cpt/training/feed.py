@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,7 @@ def read_batches(
     Args:
       losses_at: waits for the evaluation of a step and gives the loss of every set.
     """
+    used_s: deque[float] = deque()
     while step < plan.total_steps:
         phase = plan.phase_at(step)
         every, inside = phase.decides_every, step - phase.first_step
@@ -119,7 +121,7 @@ def read_batches(
             ledger.mix = check_data(plan, data)
         # A round without a decision at its end ends with its phase; other phases are read in one go.
         stop = min(phase.end, step - inside % every + every) if every else _until_decision(plan, step)
-        yield from start_at(host_batches(plan, data, ledger.mix, rows), step, stop=stop)
+        yield from start_at(host_batches(plan, data, ledger.mix, rows), step, stop=stop, used_s=used_s)
         step = stop
 
 

@@ -113,7 +113,6 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console, account: A
         recorder.resume_clock()
 
     # ---- the loop ----
-    machine.update.wait_if_it_measures()
     step = start
     batches = keeping(rest, lambda: save(step, ("rolling",), last=True))
     with (
@@ -126,6 +125,7 @@ def train(plan: RunPlan, data: Data, workdir: Path, console: Console, account: A
         undisturbed(),
         jax.transfer_guard("disallow"),
     ):
+        machine.ahead.wait_if_it_measures()
         requests = Requests(stop, checkpoints.due, mesh)
         recorder.heard = requests.heard
         for step in range(start, plan.total_steps + 1):

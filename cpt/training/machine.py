@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,6 +33,7 @@ class Machine:
       abstract: shapes, dtypes and shardings of the state.
       given: the same of what else the update is given: batch, learning rate, multipliers, `extra`.
       update: `(state, batch, lr, multipliers_K, extra) -> (state, sums)`; the state is donated.
+      ahead: the update where it is compiled ahead of its first call, for exactly what `abstract` and `given` say.
       switch: what the optimizer policy of each phase does to the state, by the step at which the phase begins.
     """
 
@@ -43,16 +45,18 @@ class Machine:
     given: tuple[Any, ...]
     update: Callable[..., Any]
     switch: dict[int, Switch]
+    ahead: CompiledAhead | None = None
 
     def inputs(self, step: int, lr: float, limits: tuple[float, float] | None) -> tuple[Any, ...]:
         """What update `step` is given after its batch: learning rate, loss multipliers, and what else varies.
 
         Args:
-          limits: of the guard, None where it judges nothing.
+          limits: of the guard, above which an update is a spike; None for none.
         """
         extra = {k: np.float32(v) for k, v in self.plan.hyper(step).items()} if self.plan.varies else {}
-        if limits is not None:
-            extra |= {"loss_limit": np.float32(limits[0]), "norm_limit": np.float32(limits[1])}
+        if self.plan.spec.guard.judges:
+            loss, norm = limits or (math.inf, math.inf)
+            extra |= {"loss_limit": np.float32(loss), "norm_limit": np.float32(norm)}
         return replicate(self.mesh, (np.float32(lr), multipliers(self.plan, step), extra))
 
     def dispatch(
@@ -65,11 +69,11 @@ class Machine:
         """
         given = self.inputs(step, lr, limits)
         with jax.transfer_guard_host_to_device("allow"):  # in a process alone, it is the update that moves them
-            return self.update(state, batch, *given)
+            return (self.ahead or self.update)(state, batch, *given)
 
     def compiling(self) -> Machine:
-        """The same, whose update a thread compiles from now on: its call takes nothing but what `given` says."""
-        return replace(self, update=CompiledAhead(self.lower()))
+        """The same, whose update a thread compiles from now on."""
+        return replace(self, ahead=CompiledAhead(self.lower()))
 
     def lower(self) -> jax.stages.Lowered:
         """The update before the compiler; nothing is allocated."""

@@ -149,8 +149,8 @@ def host_rows(mesh: Mesh, sequences: int) -> np.ndarray:
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray], sequences: int) -> dict[str, Any]:
     """This process's rows (`host_rows`) of a batch of `sequences`, as the compiled update takes them.
 
-    A process alone hands over what it read: the update puts it where it belongs, for a tenth of what `device_put` would
-    cost the host. Several processes make global arrays of their parts.
+    A process alone hands over what it read: the update puts it where it belongs, which on one device costs the host a
+    tenth of what `device_put` does. Several processes make global arrays of their parts.
     """
     if jax.process_count() == 1:
         return batch

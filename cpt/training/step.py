@@ -1,4 +1,4 @@
-"""One optimizer update as a pure function: `(state, batch, lr, multipliers_K) -> (state, sums)`."""
+"""One optimizer update as a pure function: `(state, batch, lr, multipliers_K, extra) -> (state, sums)`."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+from collections import deque
 from types import SimpleNamespace
 
 import numpy as np
@@ -163,8 +164,9 @@ def test_batches_read_together_are_those_read_alone(recipe, hosts):
 
 def test_what_is_read_ahead_is_seconds_of_updates_within_limits(recipe, monkeypatch):
     mine = batches(recipe)
-    held = ("tokens_BxL", "weights_BxL", "segments_BxL")  # targets are the same ids
-    assert mine.bytes == 3 * 4 * 8 * 32 == sum(mine[0][name].nbytes for name in held)
+    held = ("tokens_BxL", "segments_BxL")  # targets are the same ids, and weights the same ones in every batch
+    assert mine.bytes == 2 * 4 * 8 * 32 == sum(mine[0][name].nbytes for name in held)
+    assert mine[0]["weights_BxL"] is mine[1]["weights_BxL"] and not mine[0]["weights_BxL"].flags.writeable
     assert batches(recipe, 0, 4).bytes == mine.bytes / 4  # a host counts its own rows
     assert read_ahead(mine, None) == 4
     assert [read_ahead(mine, s) for s in (1e-4, 0.3, 1.0, 2.4, 60.0)] == [64, 34, 10, 5, 4]
@@ -187,6 +189,10 @@ def test_more_is_read_ahead_where_updates_are_short(recipe, monkeypatch):
     for got, expected in zip(start_at(batches(recipe), 1), [batches(recipe)[s] for s in range(1, 12)], strict=True):
         assert_same(got, expected)
     assert opened == [(1, 4), (6, 64)]  # three updates seen at step 4, and looked at when a third step begins
+    opened.clear()
+    used_s = deque([100.0] * 9 + [1.0] * 3)  # what is known of before is gone on with
+    assert len(list(start_at(batches(recipe), 1, stop=3, used_s=used_s))) == 2 and opened == [(1, 10)]
+    assert len(used_s) <= 5 and max(used_s) == 1.0
     opened.clear()
     assert len(list(start_at(batches(recipe), 1, prefetch=2))) == 11 and opened == [(1, 2)]
 

@@ -113,6 +113,8 @@ class Updates:
 
     def one(self, batch: dict[str, Any] | None = None) -> Sums | None:
         """Dispatch one update; waits for the one before and returns its sums, fetched."""
+        if self.machine.ahead is None:
+            self.machine = self.machine.compiling()  # as the training loop has it
         batch = self.batches[self.step] if batch is None else batch
         batch = put_batch(self.machine.mesh, batch, self.sequences)
         self.state, sums = self.machine.dispatch(self.step, self.state, batch, self.machine.plan.lr(self.step), None)

@@ -33,7 +33,7 @@ PEAKS = {
 def facts() -> dict[str, Any]:
     """`machine`, `devices`, `versions`, `commit` and `time`, for the JSON of every suite."""
     return {
-        "machine": f"{os.cpu_count()} cores of {processor()}, Python {platform.python_version()}",
+        "machine": f"{os.cpu_count()} cores of {processor()}{vectors()}, Python {platform.python_version()}",
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": versions(),
         "commit": commit(),
@@ -48,6 +48,16 @@ def processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def vectors() -> str:
+    """` (AVX-512)` or ` (AVX2)`, which decides a CPU's products more than its name does; empty for others."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = next(line.split() for line in lines if line.startswith("flags"))
+    except (OSError, StopIteration):
+        return ""
+    return next((f" ({name})" for flag, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags), "")
 
 
 def versions() -> dict[str, str]:

@@ -173,9 +173,11 @@ def start_at(
         for batch in _reading(batches, step, end, ahead):
             began = time.monotonic()
             yield batch
-            used_s.append(time.monotonic() - began)
             step += 1
-            if prefetch is None and step % PACE == 0:
+            if prefetch is not None:
+                continue
+            used_s.append(time.monotonic() - began)
+            if step % PACE == 0:
                 wanted = read_ahead(batches, pace(used_s))
                 if wanted >= 2 * ahead:
                     break  # what was read ahead so far is read again: little, and seldom

@@ -49,8 +49,9 @@ class Attention(nnx.Module):
     ) -> jax.Array:
         qkv_NxHx3xK = checkpoint_name(self.qkv(x_NxD), "qkv")
         qkv_BxLxHx3xK = qkv_NxHx3xK.reshape(batch, -1, *qkv_NxHx3xK.shape[1:])
-        q, k, v = qkv_BxLxHx3xK.transpose(3, 0, 2, 1, 4)
-        mixed_BxHxLxK = checkpoint_name(recall(rotate(q, *rotary), rotate(k, *rotary), v, segments_BxL), "mixed")
+        # Split, not unpacked: the gradient of that is a concatenation, and not a sum of three padded arrays.
+        q, k, v = (jnp.squeeze(t, 3).transpose(0, 2, 1, 3) for t in jnp.split(qkv_BxLxHx3xK, 3, axis=3))
+        mixed_BxHxLxK = recall(rotate(q, *rotary), rotate(k, *rotary), v, segments_BxL)
         return self.out(mixed_BxHxLxK.transpose(0, 2, 1, 3).reshape(x_NxD.shape))
 
 

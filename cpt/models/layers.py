@@ -13,6 +13,7 @@ from flax import nnx
 
 from cpt.models._spec import DecoderSpec
 from cpt.models.layout import gathered
+from cpt.models.products import times
 
 Axes = Sequence[str | None]
 
@@ -60,7 +61,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x_NxI: jax.Array) -> jax.Array:
         kernel_IxO = self.kernel[...].astype(self.dtype).reshape(x_NxI.shape[1], -1)
-        y_NxO = x_NxI @ kernel_IxO
+        y_NxO = times(x_NxI, kernel_IxO)
         if self.has_bias:
             y_NxO = y_NxO + self.bias[...].astype(self.dtype).reshape(-1)
         return y_NxO.reshape(-1, *self.outputs)

@@ -76,3 +76,13 @@ def gathered(table_VxD: jax.Array, axes: Sequence[str | None]) -> jax.Array:
 def active_mesh() -> Mesh | None:
     """The mesh that `over` was entered with."""
     return _MESH.get()
+
+
+def alone_on_cpu(mesh: Mesh | None) -> bool:
+    """Whether what is computed on `mesh` is computed by one CPU device; None is the first device there is.
+
+    There products and sums may take the form that this compiler is fast with. Where arrays are split over devices, a
+    form is also what decides how they are moved.
+    """
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    return device.platform == "cpu" and (mesh is None or mesh.size == 1)

@@ -66,7 +66,7 @@ class Attention(nnx.Module):
         if self.normed:
             q, k = self.norm_q(q), self.norm_k(k)
         q, k, v = (t.reshape(batch, -1, *t.shape[1:]).transpose(0, 2, 1, 3) for t in (q, k, v))
-        mixed_BxHxLxK = checkpoint_name(recall(rotate(q, *rotary), rotate(k, *rotary), v, segments_BxL), "mixed")
+        mixed_BxHxLxK = recall(rotate(q, *rotary), rotate(k, *rotary), v, segments_BxL)
         return self.out(mixed_BxHxLxK.transpose(0, 2, 1, 3).reshape(len(x_NxD), -1))
 
 

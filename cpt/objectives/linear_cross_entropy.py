@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from cpt.models.layout import PARAMETER_RULES, TOKEN_AXES
+from cpt.models.layout import PARAMETER_RULES, TOKEN_AXES, alone_on_cpu
+from cpt.models.products import weight_gradient
 from cpt.objectives.tiles import rows_per_tile
 
 LANES = 128
@@ -66,7 +67,7 @@ def linear_cross_entropy(
     if spread is not None:
         tokens, vocab = tokens // spread.parts(spread.tokens), vocab // spread.parts((spread.vocab,))
     rows = min(tokens, rows or rows_per_tile(tokens, vocab, half=hidden_BxLxD.dtype.itemsize == 2))
-    form = Form(float(z_loss), rows, lanes, spread)
+    form = Form(float(z_loss), rows, lanes, spread, alone_on_cpu(mesh))
     given = hidden_BxLxD, head_DxV, targets_BxL, weights_BxL.astype(jnp.float32), jnp.asarray(denominator, jnp.float32)
     objective, nll_BxL = _objective(form, *given)
     return objective, jax.lax.stop_gradient(nll_BxL)
@@ -104,12 +105,17 @@ class Spread:
 
 @dataclass(frozen=True)
 class Form:
-    """What of `linear_cross_entropy` is known while it is traced; `rows` and `lanes` of one device."""
+    """What of `linear_cross_entropy` is known while it is traced; `rows` and `lanes` of one device.
+
+    Attributes:
+      cpu: whether one CPU device computes it.
+    """
 
     z_loss: float
     rows: int
     lanes: int
     spread: Spread | None
+    cpu: bool
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -221,9 +227,10 @@ def _tile(form: Form, slopes: bool, vocab: int, hidden_RxD, head_DxV, targets_R,
     one_hot_RxV = targets_R[:, None] == column_V
     slope_RxV = above_RxV * (weighted_R / total_R)[:, None] - jnp.where(one_hot_RxV, weights_R[:, None], 0)
     slope_RxV = slope_RxV.astype(hidden_RxD.dtype)
-    product = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-    slope_RxD = product(slope_RxV, head_DxV, (((1,), (1,)), ((), ()))).astype(hidden_RxD.dtype)
-    slope_DxV = product(hidden_RxD, slope_RxV, (((0,), (0,)), ((), ())))
+    slope_RxD = jax.lax.dot_general(
+        slope_RxV, head_DxV, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+    ).astype(hidden_RxD.dtype)
+    slope_DxV = weight_gradient(hidden_RxD, slope_RxV, form.cpu, jnp.float32)
     return nll_R, loss_R, slope_RxD, slope_DxV
 
 

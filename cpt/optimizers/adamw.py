@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cpt.optimizers.clipping import clip_by_global_norm
+
 
 def adamw(spec: Any, varies: bool = False) -> optax.GradientTransformation:
     """Clip by global norm, Adam moments, decoupled weight decay; the update still has to be scaled by `-lr`.
@@ -16,7 +18,7 @@ def adamw(spec: Any, varies: bool = False) -> optax.GradientTransformation:
       spec: `cpt.config.OptimizerSpec`.
       varies: `update` is given `b2` and `weight_decay` at each step, in place of those of `spec`.
     """
-    clip = optax.clip_by_global_norm(spec.clip) if spec.clip else optax.identity()
+    clip = clip_by_global_norm(spec.clip) if spec.clip else optax.identity()
     if varies:
         return optax.chain(clip, scale_by_varying_adam(spec.b1, spec.eps), add_varying_decay())
     return optax.chain(

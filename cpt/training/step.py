@@ -11,8 +11,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cpt.models.base import Model
+from cpt.models.layout import alone_on_cpu
 from cpt.objectives.cross_entropy import weighted_sums
 from cpt.objectives.linear_cross_entropy import linear_cross_entropy
+from cpt.optimizers.clipping import global_norm
 from cpt.training.state import State, Sums
 
 
@@ -62,6 +64,8 @@ def make_train_step(
         return mean, (nats_K, tokens_K.astype(jnp.int32))
 
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    tx = optax.with_extra_args_support(tx)
+    alone = alone_on_cpu(model.mesh)
 
     def gradients(params: Any, batch: dict[str, jax.Array], multipliers_K: jax.Array):
         # Tokens, not weights: the multipliers are normalised already, by the plan. Known before the forward pass, so
@@ -90,14 +94,21 @@ def make_train_step(
         limits = extra.pop("loss_limit", jnp.inf), extra.pop("norm_limit", jnp.inf)
         rows = {name: x for name, x in batch.items() if name != "asked_Dx2"}
         (objective, (nats_K, tokens_K)), grads = gradients(state.params, rows, multipliers_K)
-        grad_norm = optax.tree.norm(grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
-        params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
+        grad_norm = global_norm(grads, alone)
+
+        def changed() -> State:
+            updates, opt_state = tx.update(grads, state.opt_state, state.params, grad_norm=grad_norm, **extra)
+            return State(jax.tree.map(lambda p, u: p - lr * u, state.params, updates), opt_state)
+
         finite = jnp.isfinite(objective) & jnp.isfinite(grad_norm)
         spike = finite & ((objective > limits[0]) | (grad_norm > limits[1]))
         # What is not applied leaves no trace: neither in the parameters nor in the moments.
         applied = finite & ~spike
-        new = jax.tree.map(lambda a, b: jnp.where(applied, a, b), State(params, opt_state), state)
+        if alone:
+            # Choosing number by number, XLA on CPU first copies the moments.
+            new = jax.lax.cond(applied, changed, lambda: state)
+        else:
+            new = jax.tree.map(lambda a, b: jnp.where(applied, a, b), changed(), state)
         asked_2 = None if asked_Dx2 is None else asked_Dx2.max(axis=0)
         return new, Sums(nats_K, tokens_K, objective, grad_norm, finite, spike, asked_2)
 

@@ -48,17 +48,17 @@ def test_logits_are_float32_for_bfloat16_inputs(attend):
     assert got == pytest.approx(1 / (1 + np.exp(-1 / np.sqrt(2))), abs=4e-3)
 
 
-def test_rotary_golden_values():
-    """Head of 4 channels, base 100: frequencies 1 and 0.1; channel 0 turns with channel 2, 1 with 3."""
-    x = jnp.arange(1.0, 7.0).reshape(1, 1, 1, 6).repeat(3, axis=2)
+@pytest.mark.parametrize("channels", [4, 6, 8, 12])
+def test_rotary_golden_values(channels):
+    """4 channels turn, base 100: frequencies 1 and 0.1; channel 0 turns with channel 2, 1 with 3."""
+    x = jnp.arange(1.0, channels + 1.0).reshape(1, 1, 1, channels).repeat(3, axis=2)
     turned = np.asarray(rotate(x, *rotary_table(3, 4, 100.0)))[0, 0, 2]
     expected = [
         1 * np.cos(2) - 3 * np.sin(2),
         2 * np.cos(0.2) - 4 * np.sin(0.2),
         3 * np.cos(2) + 1 * np.sin(2),
         4 * np.cos(0.2) + 2 * np.sin(0.2),
-        5,
-        6,
+        *range(5, channels + 1),
     ]
     np.testing.assert_allclose(turned, expected, rtol=1e-6)
 

@@ -10,7 +10,7 @@ import pytest
 
 from cpt.models._spec import REMATS
 from cpt.models.base import build
-from cpt.models.spec import LlamaSpec, ModelSpec
+from cpt.models.spec import BY_HAND_FROM, LlamaSpec, ModelSpec
 from cpt.objectives.cross_entropy import cross_entropy
 
 SPECS = {
@@ -69,11 +69,15 @@ def test_what_is_computed_again_is_not_kept(family):
     assert kept["offload"] <= kept["full"]
 
 
-def test_names_keeps_what_products_gave():
-    spec = dataclasses.replace(SPECS["gpt_neox"], remat="names")
-    _, back = jax.vjp(lambda p: build(spec).apply(p, TOKENS[:, :-1]), noise(spec))
-    shapes = [x.shape for x in jax.tree.leaves(back)]
-    assert shapes.count((48, 4, 3, 8)) == shapes.count((48, 128)) == shapes.count((2, 4, 24, 8)) == spec.layers
+@pytest.mark.parametrize("length", [24, BY_HAND_FROM])
+def test_names_keeps_what_products_gave(length):
+    """Each once, whichever backward pass attention has."""
+    spec = dataclasses.replace(SPECS["gpt_neox"], remat="names", context=length)
+    tokens = jnp.zeros((2, length), jnp.int32)
+    _, back = jax.vjp(lambda p: build(spec).apply(p, tokens), noise(spec))
+    shapes, rows = [x.shape for x in jax.tree.leaves(back)], 2 * length
+    kept = (rows, 4, 3, 8), (rows, 128), (2, 4, length, 8)
+    assert [shapes.count(shape) for shape in kept] == [spec.layers] * 3
 
 
 @pytest.mark.parametrize("family", SPECS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.extend.core import jaxprs_in_params
+from programs import equations
 
 from cpt.objectives import cross_entropy as module
 from cpt.objectives.cross_entropy import automatic_rows, cross_entropy, weighted_sums
@@ -55,16 +55,7 @@ def largest_array(rows, shape=(4, 64, 8), vocab=100):
     """Elements of the largest intermediate of a gradient, read from its program."""
     hidden, head = jnp.zeros(shape), jnp.zeros((shape[2], vocab))
     loss = jax.grad(lambda h, w: cross_entropy(h, w, jnp.zeros(shape[:2], int), rows).sum(), argnums=(0, 1))
-    seen = []
-
-    def visit(jaxpr):
-        for eqn in jaxpr.eqns:
-            seen.extend(v.aval.size for v in eqn.outvars)
-            for inner in jaxprs_in_params(eqn.params):
-                visit(inner)
-
-    visit(jax.make_jaxpr(loss)(hidden, head).jaxpr)
-    return max(seen)
+    return max(v.aval.size for eqn in equations(loss, hidden, head) for v in eqn.outvars)
 
 
 def test_logits_of_the_whole_batch_never_exist():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.extend.core import jaxprs_in_params
+from programs import equations, products
 
 from cpt.errors import ConfigError
 from cpt.objectives import tiles
@@ -197,17 +197,8 @@ def test_rows_of_a_tile(monkeypatch):
 
 def arrays(function, *given):
     """Elements of every intermediate of a program, and how many matrix products it has, the body of a loop once."""
-    sizes, products = [], []
-
-    def visit(jaxpr):
-        for eqn in jaxpr.eqns:
-            sizes.extend(v.aval.size for v in eqn.outvars)
-            products.extend([eqn] if eqn.primitive.name == "dot_general" else [])
-            for inner in jaxprs_in_params(eqn.params):
-                visit(inner)
-
-    visit(jax.make_jaxpr(function)(*given).jaxpr)
-    return max(sizes), len(products)
+    sizes = [v.aval.size for eqn in equations(function, *given) for v in eqn.outvars]
+    return max(sizes), len(products(function, *given))
 
 
 def test_three_products_and_the_logits_of_one_tile(monkeypatch):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from cpt.models.attention.choice import Choice, Work, choose
 from cpt.models.attention.cudnn import trial
@@ -52,7 +53,8 @@ def attend(
       segments_BxL: integer document ids of packed rows, increasing along a row; None is one document per row.
 
     Returns:
-      [B, H, L, K] in the dtype of `v`, the same for every backend up to rounding.
+      [B, H, L, K] in the dtype of `v`, the same for every backend up to rounding; named "mixed" for
+      `cpt.models.recomputing`.
 
     Raises:
       ConfigError: a backend was asked for by name that cannot do this.
@@ -67,7 +69,9 @@ def attend(
         name = "blocked"  # nobody says which device has what, so the partitioner has to be able to split it
     backend = find("cpt.models.attention", name, "model.attention")
     arrays = q_BxHxLxK, k_BxGxLxK, v_BxGxLxK, segments_BxL
-    return per_device(backend, *arrays) if name in KERNELS else backend(*arrays)
+    if name == "blocked":
+        return backend(*arrays)  # it names its output where its backward pass reads it
+    return checkpoint_name(per_device(backend, *arrays) if name in KERNELS else backend(*arrays), "mixed")
 
 
 def work_of(mesh: jax.sharding.Mesh | None, dtype: str, shape: tuple[int, ...], kv_heads: int, packed: bool) -> Work:

@@ -26,7 +26,7 @@ from jax.ad_checkpoint import checkpoint_name
 from cpt.models.attention.reference import HIDDEN
 from cpt.models.spec import BY_HAND_FROM
 
-Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array]
+Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array]
 
 
 def blocked(
@@ -103,34 +103,42 @@ def _forward(
         out = out.reshape(batch, shared, heads // shared, -1, v.shape[-1]) / sums
         mixed.append(out.astype(v.dtype).reshape(batch, heads, -1, v.shape[-1]))
         log_sums.append((top + jnp.log(sums)).reshape(batch, heads, -1))
-    # With this kept (`cpt.models.recomputing`) the backward pass needs nothing of the forward pass again.
+    # With both kept (`cpt.models.recomputing`) the backward pass needs nothing of the forward pass again.
     log_sums_BxHxL = checkpoint_name(jnp.concatenate(log_sums, axis=2), "attention_sums")
-    return jnp.concatenate(mixed, axis=2), (q, k, v, segments, log_sums_BxHxL)
+    mixed_BxHxLxK = checkpoint_name(jnp.concatenate(mixed, axis=2), "mixed")
+    return mixed_BxHxLxK, (q, k, v, segments, mixed_BxHxLxK, log_sums_BxHxL)
 
 
 def _backward(block: int, saved: Saved, d_mixed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    q, k, v, segments, log_sums = saved
+    q, k, v, segments, mixed, log_sums = saved
     batch, heads, length, channels = q.shape
     shared, scale = k.shape[1], np.asarray(channels**-0.5, q.dtype)
     dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
     q_scaled, k_BxGxKxL = q * scale, jax.lax.optimization_barrier(k.mT)
+    # The softmax's denominator: what passes through it is the same for all keys of a query (its appendix B.2, eq. 4).
+    through_sums = (d_mixed.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(-1)
+    blocks = list(_blocks(length, block))
     dq, dk, dv = [], [], []
-    whole = lambda x: jnp.pad(x, [(0, 0), (0, 0), (0, length - x.shape[2]), (0, 0)])  # noqa: E731
-    for at in _blocks(length, block):
+    for at in blocks:
         seen = slice(at.stop)
         q_BxGxMxK, do_BxGxMxK = (x[:, :, at].reshape(batch, shared, -1, channels) for x in (q_scaled, d_mixed))
-        logits = dot("bgsk,bgkm->bgsm", k[:, :, seen], q_BxGxMxK.mT)
-        logits = logits - log_sums[:, :, at].reshape(batch, shared, 1, -1)
+        of_query = lambda x_BxHxL: x_BxHxL[:, :, at].reshape(batch, shared, 1, -1)  # noqa: B023, E731
+        logits = dot("bgsk,bgkm->bgsm", k[:, :, seen], q_BxGxMxK.mT) - of_query(log_sums)
         apart = logits.reshape(batch, shared, at.stop, heads // shared, -1)
         weights = jnp.exp(jnp.where(_visible(at, segments, True), apart, HIDDEN)).reshape(logits.shape)
         d_weights = dot("bgsk,bgkm->bgsm", v[:, :, seen], do_BxGxMxK.mT)
-        through_sums = (weights * d_weights).sum(-2, keepdims=True)  # the softmax's denominator
-        d_logits = (weights * (d_weights - through_sums)).astype(q.dtype)
-        dv.append(whole(dot("bgsm,bgmk->bgsk", weights.astype(v.dtype), do_BxGxMxK)))
-        dk.append(whole(dot("bgsm,bgmk->bgsk", d_logits, q_BxGxMxK)))
+        d_logits = (weights * (d_weights - of_query(through_sums))).astype(q.dtype)
+        dv.append(dot("bgsm,bgmk->bgsk", weights.astype(v.dtype), do_BxGxMxK))
+        dk.append(dot("bgsm,bgmk->bgsk", d_logits, q_BxGxMxK))
         dq_BxGxKxM = jax.lax.optimization_barrier(dot("bgks,bgsm->bgkm", k_BxGxKxL[..., seen], d_logits))
         dq.append((dq_BxGxKxM.mT * scale).astype(q.dtype).reshape(batch, heads, -1, channels))
-    return jnp.concatenate(dq, axis=2), sum(dk).astype(k.dtype), sum(dv).astype(v.dtype), None
+
+    def whole(parts: list[jax.Array]) -> jax.Array:
+        """The sum of gradients by the first keys, by fewer of them in the first part than in the last."""
+        sums = [sum(part[:, :, at] for part in parts[i:]) for i, at in enumerate(blocks)]
+        return jnp.concatenate(sums, axis=2)
+
+    return jnp.concatenate(dq, axis=2), whole(dk).astype(k.dtype), whole(dv).astype(v.dtype), None
 
 
 _attend.defvjp(_forward, _backward)

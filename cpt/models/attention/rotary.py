@@ -27,9 +27,17 @@ def rotate(x: jax.Array, cos_LxR: jax.Array, sin_LxR: jax.Array) -> jax.Array:
     Channel i is paired with channel i + R (half-split, as in GPT-NeoX), not with its neighbour. Computed in float32,
     returned in the dtype of `x`.
     """
-    half = cos_LxR.shape[-1]
+    half, channels = cos_LxR.shape[-1], x.shape[-1]
     if half == 0:
         return x
-    first, second = x[..., :half].astype(jnp.float32), x[..., half : 2 * half].astype(jnp.float32)
-    turned = (first * cos_LxR - second * sin_LxR, second * cos_LxR + first * sin_LxR)
-    return jnp.concatenate([*(t.astype(x.dtype) for t in turned), x[..., 2 * half :]], axis=-1)
+    if channels % (2 * half):
+        turned = rotate(x[..., : 2 * half], cos_LxR, sin_LxR)
+        return jnp.concatenate([turned, x[..., 2 * half :]], axis=-1)
+    # Each channel next to its partner and by numbers of its own, 1 and 0 where nothing turns: with halves taken apart
+    # and joined again XLA on CPU decides for every number where it comes from.
+    wide = x.astype(jnp.float32)
+    partner = jnp.flip(wide.reshape(*x.shape[:-1], -1, 2, half), axis=-2).reshape(x.shape)
+    rest = [(0, 0)] * (cos_LxR.ndim - 1) + [(0, channels - 2 * half)]
+    own = jnp.pad(jnp.concatenate([cos_LxR, cos_LxR], axis=-1), rest, constant_values=1)
+    other = jnp.pad(jnp.concatenate([-sin_LxR, sin_LxR], axis=-1), rest)
+    return (wide * own + partner * other).astype(x.dtype)

@@ -14,6 +14,8 @@ from cpt.registry import find
 def build(plan: RunPlan) -> optax.GradientTransformation:
     """The optimizer that the plan names, without a learning rate.
 
+    Where its `update` takes keywords beyond optax's own, it is given `grad_norm`, the norm of all gradients.
+
     Raises:
       ConfigError: there is none of that name, or it cannot follow a beta2 or weight decay that changes.
     """

@@ -117,3 +117,16 @@ def test_what_is_kept_for_the_backward_pass_is_the_input_and_little_more(name, p
     kept = sum(leaf.nbytes for leaf in jax.tree.leaves(back))
     rows, width = args[0].shape
     assert kept <= per_element * args[0].nbytes + 8 * rows + 4 * width
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="it counts in the text of the compiler for CPU")
+@pytest.mark.parametrize("function, of", [(lambda x: gelu(x, True), "tanh"), (lambda x: swiglu(x, x), "exponential")])
+def test_both_passes_compute_what_is_dear(function, of):
+    """Found to be the same in both, it would be kept from one to the other, for every layer."""
+
+    def passes(x, dy):
+        y, pull = jax.vjp(function, x)
+        return y, pull(dy)
+
+    program = jax.jit(passes).lower(*[jax.ShapeDtypeStruct((64, 64), jnp.float32)] * 2).compile().as_text()
+    assert program.count(f" {of}(") >= 2

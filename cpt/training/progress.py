@@ -30,7 +30,6 @@ class TrainingProgress:
             TextColumn("{task.fields[note]}"),
             console=console,
         )
-        self.eval_share = 0.0  # of the time so far
         self._tasks: dict[str, Any] = {}
         self._last_line = time.monotonic()
         self._reference: dict[str, float] = {}
@@ -67,8 +66,13 @@ class TrainingProgress:
         self._change[name] = (change if step >= self._newest else last, peak, at)
         self._newest = max(step, self._newest)
 
-    def trained(self, row: dict[str, Any], seconds_left: float | None) -> None:
-        """Draw the state after the update of `row` (a row of metrics.jsonl)."""
+    def trained(self, row: dict[str, Any], seconds_left: float | None, eval_share: float = 0.0) -> None:
+        """Draw the state after the update of `row` (a row of metrics.jsonl).
+
+        Args:
+          seconds_left: of the run, None while that cannot be said.
+          eval_share: of the time since this process began, what evaluations took; 0 is not shown.
+        """
         phase = self.plan.phase_at(row["step"] - 1)
         done = row["step"] - phase.first_step
         replayed = self._replay(phase, row)
@@ -76,20 +80,22 @@ class TrainingProgress:
             if phase.name not in self._tasks:
                 width = max(len(p.name) for p in self.plan.phases)
                 self._tasks[phase.name] = self.bars.add_task(phase.name.ljust(width), total=phase.steps, note="")
-            note = self._note(phase, row, replayed, seconds_left)
+            note = self._note(phase, row, replayed, eval_share, seconds_left)
             self.bars.update(self._tasks[phase.name], completed=done, note=note)
         elif time.monotonic() - self._last_line > self.line_every_s or done == phase.steps:
             self._last_line = time.monotonic()
-            note = self._note(phase, row, replayed, seconds_left)
+            note = self._note(phase, row, replayed, eval_share, seconds_left)
             self.console.print(f"{phase.name} {done}/{phase.steps}  {note}", highlight=False, soft_wrap=True)
 
-    def _note(self, phase: Any, row: dict[str, Any], replayed: float | None, seconds_left: float | None) -> str:
+    def _note(
+        self, phase: Any, row: dict[str, Any], replayed: float | None, eval_share: float, seconds_left: float | None
+    ) -> str:
         note = f"loss {row['loss']:.3f}  lr {compact(row['lr'])}  {human(row['tokens_per_second'])} tok/s"
         if replayed is not None:
             note += f"  replay {100 * replayed:.1f} %"
         note += self._gap(phase)
-        if self.eval_share > 0:
-            note += f"  eval {100 * self.eval_share:.0f} %"
+        if eval_share > 0:
+            note += f"  eval {100 * eval_share:.0f} %"
         if seconds_left is not None:
             note += f"  eta {int(seconds_left) // 60}:{int(seconds_left) % 60:02d}"
         return note

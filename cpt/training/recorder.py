@@ -191,7 +191,6 @@ class Recorder:
         with self.account.to("log"):
             if kind != "train":
                 self.busy_s["eval"] += busy
-                self.progress.eval_share = self.eval_share
                 (self._write_eval if kind == "eval" else self._write_probe)(step, host)
             else:
                 self.busy_s["step"] += busy
@@ -263,7 +262,7 @@ class Recorder:
         done = step + 1 - self._start_step
         left = (time.monotonic() - self._started) / done * (self.plan.total_steps - step - 1) if done > 3 else None
         if sums.finite:
-            self.progress.trained(row, left)
+            self.progress.trained(row, left, self.eval_share)
 
     def _judge(self, step: int, sums: Sums) -> None:
         """What the guard says of an update: a line for the person watching, or the end of the run."""

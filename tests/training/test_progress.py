@@ -1,6 +1,7 @@
 """What is shown while a run trains says what is so at that moment."""
 
 import io
+import itertools
 import json
 import re
 from types import SimpleNamespace
@@ -67,7 +68,7 @@ def test_the_share_of_evaluations_is_that_of_now(tmp_path, monkeypatch):
     run.prepare_workdir(tmp_path / "run")
     run.run_training(resolve(load(toy.get_config(str(tmp_path)))), tmp_path / "run", Console(quiet=True))
     evaluated = {json.loads(line)["step"] for line in (tmp_path / "run" / "eval.jsonl").open()}
-    quiet = [(a, b) for (_, a), (step, b) in zip(told, told[1:], strict=False) if step - 1 not in evaluated]
+    quiet = [(a, b) for (_, a), (step, b) in itertools.pairwise(told) if step - 1 not in evaluated]
     assert len(quiet) > 10
     assert all(after < before for before, after in quiet)
     assert all(0 < share < 1 for _, share in told)

@@ -15,11 +15,16 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests wait for the compiler more than for what it compiled. And on a busy machine one of several simulated devices may
-# come late to a collective, for which XLA gives up after 40 seconds.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=300"
+# Tests wait for the compiler more than for what it compiled: its older code generators, in one thread for each of the
+# suite's processes, take half its time. And on a busy machine one of several simulated devices may come late to a
+# collective, for which XLA gives up after 40 seconds.
+QUICK = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=300",
 )
+os.environ.setdefault("XLA_FLAGS", " ".join(QUICK))
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Of this session only: compiled code from another machine may not run here, and loading it logs an error.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="cpt-tests-xla-")

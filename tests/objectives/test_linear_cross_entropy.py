@@ -215,7 +215,7 @@ def test_three_products_and_the_logits_of_one_tile(monkeypatch):
 @pytest.fixture(scope="module")
 def spread(tmp_path_factory):
     """What `sharded_head.py` finds; in a process of its own, as the number of CPU devices is fixed when JAX starts."""
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}
     command = [sys.executable, Path(__file__).parent / "sharded_head.py", tmp_path_factory.mktemp("toy")]
     done = subprocess.run(command, env={**os.environ, **flags}, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from cpt.errors import ConfigError
 from cpt.evaluators.rows import RunFiles
@@ -195,7 +195,7 @@ def _left(laws: Laws, slack: float) -> np.ndarray:
 
 
 def _t(freedom: int) -> float:
-    return float(stats.t.ppf((1 + LEVEL) / 2, freedom)) if freedom else math.nan
+    return float(special.stdtrit(freedom, (1 + LEVEL) / 2)) if freedom else math.nan
 
 
 def _common(run: RunFiles, set_x: str, set_y: str, since: int) -> Pairs:

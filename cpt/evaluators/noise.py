@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from cpt.evaluators.bootstrap import REPLICATES, by_document, interval, resampled_losses
 
@@ -61,6 +61,8 @@ def kendall_tau(values_T: Sequence[float]) -> float:
       1 = rises at every checkpoint, -1 = falls at every one (a loss that is learned), 0 = no trend; NaN for fewer than
       two values or for values that are all the same.
     """
+    from scipy import stats  # here: three quarters of a second, which no run should wait for before it trains
+
     values = _finite(values_T)
     return float(stats.kendalltau(np.arange(len(values)), values).statistic) if len(values) > 1 else np.nan
 
@@ -191,7 +193,7 @@ def paired_difference(
 
 
 def _t(df: float, level: float) -> float:
-    return float(stats.t.ppf((1 + level) / 2, df))
+    return float(special.stdtrit(df, (1 + level) / 2))
 
 
 def _finite(values: Sequence[float]) -> np.ndarray:

@@ -16,7 +16,7 @@ settings.load_profile("untimed")
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests wait for the compiler more than for what it compiled: its older code generators, in one thread for each of the
-# suite's processes, take half its time. And on a busy machine one of several simulated devices may come late to a
+# suite's processes, take 0.6 of its time. And on a busy machine one of several simulated devices may come late to a
 # collective, for which XLA gives up after 40 seconds.
 QUICK = (
     "--xla_backend_optimization_level=0",
